@@ -1,0 +1,151 @@
+"""Records of points: detected spots and correspondences between two clouds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tilereg.errors import InputError
+
+__all__ = ["Correspondences", "Spots", "check_points"]
+
+
+def check_points(points: ArrayLike, name: str = "points") -> NDArray[np.float64]:
+    """Return points as a contiguous (N, D) float64 array, or say what is wrong with them.
+
+    Raises
+    ------
+    InputError
+        If the array is not (N, 2) or (N, 3), or holds a number that is not finite.
+    """
+    array = np.ascontiguousarray(points, dtype=np.float64)
+    if array.ndim != 2 or array.shape[1] not in (2, 3):
+        raise InputError(
+            f"Invalid shape {array.shape} of {name}. Points are an (N, 2) or (N, 3) array, "
+            "axes in the order z, y, x."
+        )
+    bad = ~np.isfinite(array).all(axis=1)
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        raise InputError(
+            f"{int(bad.sum())} of {len(array)} {name} are not finite, the first in row {row}: "
+            f"{array[row].tolist()}. Remove them first."
+        )
+    return array
+
+
+def _check_rows(record: Any, lengths: dict[str, int]) -> None:
+    """Raise unless all columns of a record have the same number of rows."""
+    if len(set(lengths.values())) > 1:
+        raise InputError(f"Columns of {type(record).__name__} differ in length: {lengths}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spots:
+    """Detected spots, one a row.
+
+    Parameters
+    ----------
+    positions : (N, D) float64 ndarray, micrometre
+        Sub-voxel centres in the world, axes z, y, x (y, x in 2D).
+    sigma : (N,) float64 ndarray, micrometre
+        Standard deviation of the blob, the same along every axis of the world.
+    intensity : (N,) float64 ndarray
+        Height above the local background, in the image's units.
+    response : (N,) float64 ndarray
+        Scale-normalised response of the detector; larger is clearer.
+    localisation : (N,) float64 ndarray, micrometre
+        Standard error of the position an axis, as noise and height imply it.
+    chunk : (N,) int64 ndarray
+        Rank, in C order, of the chunk that owns the spot.
+    """
+
+    positions: NDArray[np.float64]
+    sigma: NDArray[np.float64]
+    intensity: NDArray[np.float64]
+    response: NDArray[np.float64]
+    localisation: NDArray[np.float64]
+    chunk: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        """Check that all columns have the same number of rows."""
+        _check_rows(self, {f.name: len(getattr(self, f.name)) for f in fields(self)})
+
+    def __len__(self) -> int:
+        """Return the number of spots."""
+        return len(self.positions)
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return int(self.positions.shape[1])
+
+    @classmethod
+    def empty(cls, ndim: int) -> Spots:
+        """Return a record of no spots in `ndim` axes."""
+        none = np.empty(0)
+        return cls(
+            positions=np.empty((0, ndim)),
+            sigma=none,
+            intensity=none,
+            response=none,
+            localisation=none,
+            chunk=np.empty(0, dtype=np.int64),
+        )
+
+    def take(self, rows: NDArray[Any]) -> Spots:
+        """Return the spots of these rows, given as indices or as a mask."""
+        return Spots(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+    @classmethod
+    def concatenate(cls, parts: list[Spots]) -> Spots:
+        """Return the spots of all parts, in their order; at least one part is needed."""
+        return cls(
+            **{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)}
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Correspondences:
+    """Pairs of a fixed and a moving point, one a row.
+
+    Parameters
+    ----------
+    fixed, moving : (K, D) float64 ndarray, micrometre
+        Positions in the two clouds.
+    fixed_index, moving_index : (K,) int64 ndarray
+        Rows in the two clouds that were matched.
+    weight : (K,) float64 ndarray
+        Posterior probability of the pair, 0 to 1.
+    residual : (K,) float64 ndarray, micrometre
+        Distance of the transformed fixed from the moving point.
+    held_out : (K,) bool ndarray
+        Whether the pair was kept out of the fit of the field, and so can judge it.
+    tile : (K,) int64 ndarray
+        The tile that owns the pair, 0 where there is but one.
+    """
+
+    fixed: NDArray[np.float64]
+    moving: NDArray[np.float64]
+    fixed_index: NDArray[np.int64]
+    moving_index: NDArray[np.int64]
+    weight: NDArray[np.float64]
+    residual: NDArray[np.float64]
+    held_out: NDArray[np.bool_]
+    tile: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        """Check that all columns have the same number of rows."""
+        _check_rows(self, {f.name: len(getattr(self, f.name)) for f in fields(self)})
+
+    def __len__(self) -> int:
+        """Return the number of pairs."""
+        return len(self.fixed)
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return int(self.fixed.shape[1])

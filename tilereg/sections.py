@@ -1,0 +1,327 @@
+"""The sections of the settings, and what is said about a wrong one.
+
+Where a default is None, the value is worked out from the data.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+from tilereg.errors import SettingsError
+from tilereg.toml import dump_value
+
+__all__ = [
+    "SECTIONS",
+    "ComputeSettings",
+    "DetectSettings",
+    "FieldSettings",
+    "InitialSettings",
+    "InputSettings",
+    "MatchSettings",
+    "OutputSettings",
+    "Table",
+    "WarpSettings",
+    "rule_of",
+]
+
+
+def _as_tuple(value: Any) -> Any:
+    """Make TOML's arrays the tuples of the models; leave anything else alone."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+TwoOrThree = Field(min_length=2, max_length=3)
+PerAxis = Annotated[tuple[Positive, ...], BeforeValidator(_as_tuple), TwoOrThree]
+VoxelsPerAxis = Annotated[tuple[Count, ...], BeforeValidator(_as_tuple), TwoOrThree]
+Index = Annotated[int, Field(ge=0)]
+Text = Annotated[str, Field(min_length=1)]
+Channel = Index | Text
+Channels = Annotated[tuple[Channel, ...], BeforeValidator(_as_tuple)]
+ByteSize = Annotated[str, Field(pattern=r"^\d+(\.\d+)?\s?([kMGT]i?)?B$")]
+
+CHANNEL_RULE = "a channel's number (from 0) or its name"
+LENGTHS_RULE = "a number > 0 (um), or one an axis in the order z, y, x"
+VOXELS_RULE = "two or three integers >= 1, in the order z, y, x"
+
+
+def _setting(default: Any, rule: str, description: str) -> Any:
+    """Return a field with the rule that its error message quotes."""
+    return Field(default, description=description, json_schema_extra={"rule": rule})
+
+
+class Table(BaseModel):
+    """A table of settings that explains what is wrong with it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    section: ClassVar[str] = ""
+
+    def __init__(self, /, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise SettingsError(" ".join(_explain(error, type(self), values))) from None
+
+
+class InputSettings(Table):
+    """What is read of the two images."""
+
+    section: ClassVar[str] = "input"
+    channel: Channel | None = _setting(
+        None,
+        CHANNEL_RULE,
+        "Channel in which both images show the same spots. Default: the first.",
+    )
+    fixed_channel: Channel | None = _setting(
+        None,
+        CHANNEL_RULE,
+        "The same for the fixed image alone; goes before `channel`.",
+    )
+    moving_channel: Channel | None = _setting(
+        None,
+        CHANNEL_RULE,
+        "The same for the moving image alone; goes before `channel`.",
+    )
+    level: Index = _setting(
+        0, "an integer >= 0", "Pyramid level in which spots are sought; 0 is the finest."
+    )
+    time: Index = _setting(0, "an integer >= 0", "Time point that is registered.")
+
+
+class DetectSettings(Table):
+    """How spots are found."""
+
+    section: ClassVar[str] = "detect"
+    sigma: Positive | PerAxis | None = _setting(
+        None,
+        LENGTHS_RULE,
+        "Scale of the spots in um: the deviation of a Gaussian. Default: chosen from the data.",
+    )
+    threshold: NotNegative | None = _setting(
+        None,
+        "a number >= 0",
+        "Least response of a spot. Default: estimated once for the whole image.",
+    )
+    polarity: Literal["bright", "dark"] = _setting(
+        "bright", "'bright' or 'dark'", "Whether spots are brighter or darker than around them."
+    )
+    max_spots: Count | None = _setting(
+        None, "an integer >= 1", "Keep at most this many spots, the strongest. Default: all."
+    )
+
+
+class InitialSettings(Table):
+    """Where matching starts."""
+
+    section: ClassVar[str] = "initial"
+    method: Literal["auto", "none", "file"] = _setting(
+        "auto",
+        "'auto', 'none' or 'file'",
+        "Search for a first transform, start from the images' own coordinates, or read `file`.",
+    )
+    file: Text | None = _setting(
+        None,
+        "the location of a transform that tilereg wrote",
+        "First transform, fixed to moving; needs method 'file'.",
+    )
+    max_rotation: Annotated[float, Field(ge=0, le=180)] | None = _setting(
+        None, "a number from 0 to 180 (degrees)", "Largest rotation in degrees. Default: any."
+    )
+
+    @model_validator(mode="after")
+    def _check_file(self) -> Self:
+        if (self.method == "file") != (self.file is not None):
+            raise ValueError(
+                f"initial.method = '{self.method}' and initial.file = {dump_value(self.file)} "
+                "contradict each other. Method 'file' needs a file, and only it uses one."
+            )
+        return self
+
+
+class MatchSettings(Table):
+    """How spots are matched (Coherent Point Drift)."""
+
+    section: ClassVar[str] = "match"
+    method: Literal["cpd"] = _setting("cpd", "'cpd'", "The matching engine.")
+    w: Annotated[float, Field(gt=0, lt=1)] | None = _setting(
+        None,
+        "a number between 0 and 1",
+        "Share of spots without a partner. Default: estimated while matching.",
+    )
+    beta: Positive | None = _setting(
+        None,
+        "a number > 0 (um)",
+        "Coherence width in um: spots closer than this move together. Default: from the density.",
+    )
+    max_iterations: Count = _setting(100, "an integer >= 1", "Most iterations of a pass.")
+    held_out: Annotated[float, Field(ge=0, le=0.5)] = _setting(
+        0.05,
+        "a number from 0 to 0.5",
+        "Share of the matched spots that only judge the fit.",
+    )
+    seed: Index = _setting(0, "an integer >= 0", "Seed of every random choice.")
+
+
+class FieldSettings(Table):
+    """How the field is fitted to the matches."""
+
+    section: ClassVar[str] = "field"
+    model: Literal["auto", "coherent", "thin-plate"] = _setting(
+        "auto",
+        "'auto', 'coherent' or 'thin-plate'",
+        "The field of Coherent Point Drift itself, a robust thin-plate spline through the "
+        "matched pairs, or whichever predicts held-out pairs better.",
+    )
+    spacing: Positive | None = _setting(
+        None,
+        "a number > 0 (um)",
+        "Distance of the nodes of the thin-plate spline in um. Default: from the density of pairs.",
+    )
+    smoothing: NotNegative | None = _setting(
+        None,
+        "a number >= 0",
+        "Weight of the thin-plate bending energy. Default: chosen by held-out pairs.",
+    )
+
+
+class WarpSettings(Table):
+    """How the moving image is resampled."""
+
+    section: ClassVar[str] = "warp"
+    order: Literal[0, 1, 3] = _setting(
+        1, "0 (nearest), 1 (linear) or 3 (cubic)", "Order of the interpolation; labels use 0."
+    )
+    fill_value: float = _setting(0.0, "a finite number", "Value outside the moving image.")
+    channels: Literal["all"] | Channels = _setting(
+        "all",
+        "'all', or a list of channels' numbers or names",
+        "Channels of the moving image that are written.",
+    )
+
+
+class OutputSettings(Table):
+    """How the registered image is stored."""
+
+    section: ClassVar[str] = "output"
+    version: Literal["0.5", "0.4"] = _setting("0.5", "'0.5' or '0.4'", "Version of OME-Zarr.")
+    chunks: VoxelsPerAxis | None = _setting(
+        None,
+        VOXELS_RULE,
+        "Chunk in voxels. Default: chosen by size.",
+    )
+    shards: VoxelsPerAxis | None = _setting(
+        None,
+        VOXELS_RULE,
+        "Shard in voxels, a multiple of the chunk; needs version 0.5. Default: no shards.",
+    )
+    levels: Count | None = _setting(
+        None, "an integer >= 1", "Number of pyramid levels. Default: until one is small."
+    )
+    compression: Literal["zstd", "blosc", "gzip", "none"] = _setting(
+        "zstd", "'zstd', 'blosc', 'gzip' or 'none'", "Compression of the chunks."
+    )
+
+    @model_validator(mode="after")
+    def _check_shards(self) -> Self:
+        if self.shards is not None and self.version == "0.4":
+            raise ValueError(
+                f"output.shards = {dump_value(self.shards)} needs output.version = '0.5', "
+                "not '0.4'. Leave the shards out, or write version 0.5."
+            )
+        return self
+
+
+class ComputeSettings(Table):
+    """Where the work is done."""
+
+    section: ClassVar[str] = "compute"
+    workers: Count | None = _setting(
+        None,
+        "an integer >= 1",
+        "Worker processes on this machine. Default: threads of this process.",
+    )
+    memory: ByteSize | None = _setting(
+        None, "a size such as '4GB' or '512MiB'", "Memory of one worker. Default: an equal share."
+    )
+    scheduler: Text | None = _setting(
+        None,
+        "an address such as 'tcp://host:8786', or 'dask' for the one in Dask's configuration",
+        "Dask scheduler that does the work.",
+    )
+    scheduler_file: Text | None = _setting(
+        None, "the path of a file that a scheduler wrote", "Scheduler file of a Dask cluster."
+    )
+
+    @model_validator(mode="after")
+    def _check_one_place(self) -> Self:
+        places = ("workers", "scheduler", "scheduler_file")
+        given = [f"compute.{key}" for key in places if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise ValueError(
+                f"{' and '.join(given)} are given together. "
+                "Only one place can do the work: keep one of them."
+            )
+        return self
+
+
+SECTIONS: dict[str, type[Table]] = {
+    table.section: table
+    for table in (
+        InputSettings,
+        DetectSettings,
+        InitialSettings,
+        MatchSettings,
+        FieldSettings,
+        WarpSettings,
+        OutputSettings,
+        ComputeSettings,
+    )
+}
+
+
+def rule_of(info: FieldInfo) -> str:
+    """Return what values a setting may have."""
+    extra = info.json_schema_extra
+    return str(extra["rule"]) if isinstance(extra, dict) else ""
+
+
+def _unknown(section: str, key: str) -> str:
+    """Say that a section or a key is unknown, and what was perhaps meant."""
+    if not section:
+        known = list(SECTIONS)
+        close = difflib.get_close_matches(key, known, n=1)
+        hint = f" Did you mean [{close[0]}]?" if close else ""
+        return f"Section [{key}] is unknown.{hint} Known: {', '.join(known)}."
+    known = list(SECTIONS[section].model_fields)
+    elsewhere = [f"{name}.{key}" for name, table in SECTIONS.items() if key in table.model_fields]
+    close = elsewhere[:1] or [f"{section}.{k}" for k in difflib.get_close_matches(key, known, n=1)]
+    hint = f" Did you mean {close[0]}?" if close else ""
+    return f"{section}.{key} is unknown.{hint} Known in [{section}]: {', '.join(known)}."
+
+
+def _explain(error: ValidationError, table: type[Table], values: Mapping[str, Any]) -> list[str]:
+    """Return one sentence or two an offender."""
+    lines: dict[str, str] = {}
+    for item in error.errors(include_url=False):
+        key = str(item["loc"][0]) if item["loc"] else ""
+        reason = item.get("ctx", {}).get("error")
+        if isinstance(reason, ValueError):
+            # A section's own explanation, or a rule that joins several settings.
+            lines[key] = str(reason)
+        elif item["type"] == "extra_forbidden":
+            lines[key] = _unknown(table.section, key)
+        elif not table.section:
+            lines[key] = f"{key} is not a table. Write a section [{key}] with settings below."
+        else:
+            # A union reports each of its members; the whole value and one rule say it once.
+            rule = rule_of(table.model_fields[key])
+            value = dump_value(values[key])
+            lines[key] = f"{table.section}.{key} = {value} is not allowed. It must be {rule}."
+    return list(lines.values())

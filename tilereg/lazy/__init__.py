@@ -1,0 +1,1 @@
+"""Dask: the same block functions over many chunks, here or on a cluster."""

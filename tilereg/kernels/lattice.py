@@ -1,0 +1,118 @@
+"""Normal equations of a cubic B-spline lattice as a stencil, and their product with a vector.
+
+A node couples to the three nodes on either side along every axis, so a row of the matrix has at
+most 7 x 7 x 7 entries. An axis with a single node couples to itself alone (the middle entry).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from tilereg.kernels.bspline import locate
+
+__all__ = ["assemble", "multiply"]
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@njit(cache=True, nogil=True)
+def assemble(
+    points: Floats,
+    weights: Floats,
+    values: Floats,
+    order: Ints,
+    origin: Floats,
+    inverse_spacing: Floats,
+    matrix: Floats,
+    right: Floats,
+) -> None:
+    """Add sum_i w_i b_i b_i^T to the stencil matrix and sum_i w_i b_i v_i to the right side.
+
+    points (N, 3), weights (N,), values (N, D), order (N,) rows in an order in which points of one
+    lattice cell are neighbours, matrix (n0, n1, n2, 7, 7, 7), right (n0, n1, n2, D).
+    """
+    n0, n1, n2, num_components = right.shape
+    s0, s1, s2 = min(n0, 4), min(n1, 4), min(n2, 4)
+    size = s0 * s1 * s2
+    w0, w1, w2 = np.empty(4), np.empty(4), np.empty(4)
+    basis = np.empty(size)
+    local = np.zeros((size, size))
+    local_right = np.zeros((size, num_components))
+    last_a, last_b, last_c = -1, -1, -1
+    count = points.shape[0]
+    for step in range(count + 1):
+        a, b, c = -1, -1, -1
+        i = 0
+        if step < count:
+            i = order[step]
+            if weights[i] <= 0.0:
+                continue
+            a = locate((points[i, 0] - origin[0]) * inverse_spacing[0], n0, w0)
+            b = locate((points[i, 1] - origin[1]) * inverse_spacing[1], n1, w1)
+            c = locate((points[i, 2] - origin[2]) * inverse_spacing[2], n2, w2)
+        if (a != last_a or b != last_b or c != last_c) and last_a >= 0:
+            _scatter(local, local_right, last_a, last_b, last_c, s0, s1, s2, matrix, right)
+            local[:] = 0.0
+            local_right[:] = 0.0
+        last_a, last_b, last_c = a, b, c
+        if step == count:
+            break
+        k = 0
+        for p in range(s0):
+            for q in range(s1):
+                for r in range(s2):
+                    basis[k] = w0[p] * w1[q] * w2[r]
+                    k += 1
+        for p in range(size):
+            scaled = basis[p] * weights[i]
+            for q in range(p, size):
+                local[p, q] += scaled * basis[q]
+            for d in range(num_components):
+                local_right[p, d] += scaled * values[i, d]
+
+
+@njit(cache=True, nogil=True)
+def _scatter(
+    local: Floats,
+    local_right: Floats,
+    a: int,
+    b: int,
+    c: int,
+    s0: int,
+    s1: int,
+    s2: int,
+    matrix: Floats,
+    right: Floats,
+) -> None:
+    """Add the dense block of one lattice cell to the stencil matrix."""
+    size = s0 * s1 * s2
+    for p in range(size):
+        pa, pb, pc = p // (s1 * s2), (p // s2) % s1, p % s2
+        for d in range(local_right.shape[1]):
+            right[a + pa, b + pb, c + pc, d] += local_right[p, d]
+        for q in range(size):
+            qa, qb, qc = q // (s1 * s2), (q // s2) % s1, q % s2
+            value = local[p, q] if q >= p else local[q, p]
+            matrix[a + pa, b + pb, c + pc, qa - pa + 3, qb - pb + 3, qc - pc + 3] += value
+
+
+@njit(cache=True, nogil=True)
+def multiply(matrix: Floats, vector: Floats, out: Floats) -> None:
+    """Write matrix @ vector; vector and out (n0, n1, n2, D)."""
+    n0, n1, n2, num_components = vector.shape
+    total = np.empty(num_components)
+    for a in range(n0):
+        for b in range(n1):
+            for c in range(n2):
+                total[:] = 0.0
+                for p in range(max(-3, -a), min(3, n0 - 1 - a) + 1):
+                    for q in range(max(-3, -b), min(3, n1 - 1 - b) + 1):
+                        for r in range(max(-3, -c), min(3, n2 - 1 - c) + 1):
+                            value = matrix[a, b, c, p + 3, q + 3, r + 3]
+                            for d in range(num_components):
+                                total[d] += value * vector[a + p, b + q, c + r, d]
+                for d in range(num_components):
+                    out[a, b, c, d] = total[d]

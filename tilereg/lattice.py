@@ -1,0 +1,139 @@
+"""A regular lattice of cubic B-splines: where its nodes are, and least squares on it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import spline_filter1d
+
+from tilereg.kernels import lattice as kernels
+from tilereg.transform import DisplacementField, embed
+
+__all__ = ["Lattice", "NormalEquations"]
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """Where the nodes are.
+
+    Parameters
+    ----------
+    origin, spacing : tuple of float
+        Position of the first node and distance of the nodes, an axis each.
+    nodes : tuple of int
+        Number of nodes an axis: one, or at least four.
+    """
+
+    origin: tuple[float, ...]
+    spacing: tuple[float, ...]
+    nodes: tuple[int, ...]
+
+    @classmethod
+    def cover(cls, low: Floats, high: Floats, spacing: float, margin: float = 1.0) -> Lattice:
+        """Return a lattice whose domain covers a box and `margin` spacings around it.
+
+        The spacing is adapted an axis so that whole cells fit; an axis without extent gets a
+        single node.
+        """
+        origins, spacings, nodes = [], [], []
+        for first, last in zip(low, high, strict=True):
+            extent = float(last - first)
+            if extent < 1e-9 * spacing:
+                origins.append(float(first))
+                spacings.append(float(spacing))
+                nodes.append(1)
+                continue
+            reach = extent + 2 * margin * spacing
+            cells = max(1, round(reach / spacing))
+            step = reach / cells
+            origins.append(float(first) - margin * spacing - step)
+            spacings.append(step)
+            nodes.append(cells + 3)
+        return cls(tuple(origins), tuple(spacings), tuple(nodes))
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.nodes)
+
+    @property
+    def size(self) -> int:
+        """Number of nodes."""
+        return math.prod(self.nodes)
+
+    def embedded(self) -> tuple[Floats, Floats, tuple[int, ...]]:
+        """Return origin, spacing and nodes with three axes."""
+        lead = 3 - self.ndim
+        return (
+            np.array((0.0,) * lead + self.origin),
+            np.array((1.0,) * lead + self.spacing),
+            (1,) * lead + self.nodes,
+        )
+
+    def field(self, coefficients: Floats) -> DisplacementField:
+        """Return the displacement field with these (n_1, .., n_D, D) coefficients."""
+        return DisplacementField(coefficients, np.array(self.origin), np.array(self.spacing))
+
+    def cell_order(self, points: Floats) -> NDArray[np.int64]:
+        """Return the rows of (N, D) points sorted by the lattice cell that holds them."""
+        rank = np.zeros(len(points), dtype=np.int64)
+        for axis, num_nodes in enumerate(self.nodes):
+            cell = np.floor((points[:, axis] - self.origin[axis]) / self.spacing[axis])
+            last = max(1, num_nodes - 3)
+            rank = rank * (last + 1) + np.clip(cell, min(1, last - 1), last).astype(np.int64)
+        return np.argsort(rank, kind="stable")
+
+    def interpolate(self, field: DisplacementField) -> Floats:
+        """Return coefficients that make a field on this lattice equal `field` at the nodes."""
+        axes = [
+            o + s * np.arange(n)
+            for o, s, n in zip(self.origin, self.spacing, self.nodes, strict=True)
+        ]
+        nodes = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, self.ndim)
+        values = field(nodes).reshape(*self.nodes, self.ndim)
+        for axis, num_nodes in enumerate(self.nodes):
+            if num_nodes > 1:
+                values = spline_filter1d(values, 3, axis=axis, mode="mirror")
+        return np.ascontiguousarray(values)
+
+
+@dataclass(frozen=True, eq=False)
+class NormalEquations:
+    """``B' W B`` as a stencil and ``B' W v``, for splines B of a lattice at weighted points.
+
+    Memory is 2.7 kB a node in 3D; work is linear in the points and in the nodes.
+
+    Parameters
+    ----------
+    lattice : Lattice
+    matrix : (n0, n1, n2, 7, 7, 7) ndarray
+        Row of every node; the middle entry is the diagonal.
+    right : (n0, n1, n2, D) ndarray
+    """
+
+    lattice: Lattice
+    matrix: Floats
+    right: Floats
+
+    @classmethod
+    def assemble(
+        cls, lattice: Lattice, points: Floats, weights: Floats, values: Floats
+    ) -> NormalEquations:
+        """Add up (N, D) values at (N, D) points with (N,) weights; weight zero leaves one out."""
+        origin, spacing, nodes = lattice.embedded()
+        matrix = np.zeros((*nodes, 7, 7, 7))
+        right = np.zeros((*nodes, values.shape[1]))
+        order = lattice.cell_order(points)
+        kernels.assemble(embed(points), weights, values, order, origin, 1 / spacing, matrix, right)
+        return cls(lattice, matrix, right)
+
+    def multiply(self, coefficients: Floats) -> Floats:
+        """Return ``B' W B c`` for (n0, n1, n2, D) coefficients."""
+        out = np.empty_like(coefficients)
+        kernels.multiply(self.matrix, coefficients, out)
+        return out

@@ -1,0 +1,353 @@
+"""Find the pose of one cloud in another without a starting guess.
+
+Everything here is in units of the mean distance of nearest neighbours of the fixed cloud.
+Candidates come from three sources, cheapest first: votes of all differences between a compact
+block of fixed spots and the moving cloud (any shift, small rotation), constellations of
+neighbours (any rotation, see `constellations`), and votes under a set of rotations. Every
+candidate is grown from its block over the cloud by affine fits to nearest neighbours, and is
+judged by how many spots find a partner compared with what the same spots find when they are
+moved aside, so chance is measured on the data themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import uniform_filter
+from scipy.spatial import cKDTree
+from scipy.spatial.transform import Rotation
+from scipy.stats import binom
+
+from tilereg.affine import fit_affine, fit_rigid, fit_translation, num_parameters
+from tilereg.matching.cells import CellList
+from tilereg.matching.constellations import match_constellations
+from tilereg.sampling import farthest_points
+from tilereg.transform import Affine, Transform
+
+__all__ = ["Candidate", "Coarse", "find_pose", "mean_spacing", "pose_evidence"]
+
+Floats = NDArray[np.float64]
+
+_TOLERANCES = (0.6, 0.35, 0.2, 0.1, 0.05)
+_BLOCK_SIZES = (400, 120)
+_NUM_BLOCKS = 6
+_MOST_BINS = 8_000_000
+_BIN = 0.4
+_PEAKS_A_BLOCK = 4
+_NUM_TURNED_BLOCKS = 3
+_FIRST_RING = 40
+_MOST_GROWN = 4000
+_MOST_TURNED = 40
+_MOST_FIXED_SAMPLED = 20_000
+# Log10 of the chance that a pose found among all that were tried is an accident.
+_CLEAR = -12.0
+_ENOUGH = -7.0
+_PARTIAL = 0.1
+# How far spots are moved aside to see what chance gives.
+_ASIDE = 2.5
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A local guess: an affine map believed around one fixed spot.
+
+    Parameters
+    ----------
+    affine : Affine
+    centre : int
+        Row of the fixed spot.
+    source : str
+        What proposed it: 'vote', 'constellation' or 'rotation'.
+    """
+
+    affine: Affine
+    centre: int
+    source: str
+
+
+@dataclass(frozen=True)
+class Coarse:
+    """The best pose found.
+
+    Parameters
+    ----------
+    affine : Affine
+    evidence : float
+        Log10 of the probability that chance gives as many partners, corrected for the number
+        of poses that were tried. Not found where it is above -7.
+    source : str
+        Where the candidate came from.
+    num_tried : int
+        How many candidates were grown.
+    coverage : float
+        Share of the fixed spots over which the map could be extended.
+    """
+
+    affine: Affine
+    evidence: float
+    source: str
+    num_tried: int
+    coverage: float = 0.0
+
+    @property
+    def is_found(self) -> bool:
+        """Whether chance is excluded."""
+        return self.evidence < _ENOUGH
+
+
+def mean_spacing(points: Floats) -> float:
+    """Return the mean distance of nearest neighbours, coincident points left out."""
+    if len(points) < 2:
+        return 1.0
+    distance = cKDTree(points).query(points, k=2)[0][:, 1]
+    distance = distance[distance > 0]
+    return float(distance.mean()) if len(distance) else 1.0
+
+
+def find_pose(fixed: Floats, moving: Floats, *, max_rotation: float = 180.0) -> Coarse:
+    """Find the affine map that brings the fixed cloud onto the moving one.
+
+    Parameters
+    ----------
+    fixed, moving : (N, D), (M, D) ndarray
+        Clouds in units of the mean spacing of the fixed one.
+    max_rotation : float, degrees
+        Poses that rotate further are not searched for.
+
+    Returns
+    -------
+    Coarse
+        Its evidence says whether it is more than chance.
+    """
+    search = _Search(fixed, moving)
+    best = Coarse(Affine.identity(fixed.shape[1]), 0.0, "none", 0)
+    for group in _candidate_groups(search, max_rotation):
+        for candidate in group:
+            best = search.better(best, candidate)
+            if best.evidence < _CLEAR and best.coverage == 1:
+                return search.polish(best)
+        if best.evidence < _CLEAR and best.coverage > _PARTIAL:
+            return best
+    return search.polish(best)
+
+
+def _candidate_groups(search: _Search, max_rotation: float) -> Iterator[Iterator[Candidate]]:
+    """Yield the sources of candidates, cheapest first."""
+    ndim = search.fixed.shape[1]
+    yield search.vote_candidates()
+    if max_rotation > 0:
+        if ndim == 3:
+            yield search.constellation_candidates()
+        yield search.rotation_candidates(max_rotation)
+
+
+def _rotations(ndim: int, max_rotation: float) -> list[Floats]:
+    """Return rotations that cover all directions up to an angle, small ones first.
+
+    The plane is covered up to 180 degrees; in space the search ends at 30 degrees, since the
+    number of rotations grows with the cube of the angle.
+    """
+    if ndim == 2:
+        step = 4.0
+        angles = sorted(np.arange(-180.0, 180.0, step), key=abs)
+        return [
+            Rotation.from_euler("z", a, degrees=True).as_matrix()[:2, :2]
+            for a in angles
+            if step / 2 < abs(a) <= max_rotation
+        ]
+    step, most = 7.5, min(max_rotation, 30.0)
+    line = np.arange(-math.floor(most / step), math.floor(most / step) + 1) * step
+    vectors = np.stack(np.meshgrid(line, line, line, indexing="ij"), axis=-1).reshape(-1, 3)
+    size = np.linalg.norm(vectors, axis=1)
+    keep = np.flatnonzero((size > 0) & (size <= most + 1e-9))
+    keep = keep[np.argsort(size[keep], kind="stable")]
+    return list(Rotation.from_rotvec(vectors[keep], degrees=True).as_matrix())
+
+
+class _Search:
+    """The two clouds with their trees, and what has been tried so far."""
+
+    def __init__(self, fixed: Floats, moving: Floats) -> None:
+        """Sort both clouds."""
+        self.fixed, self.moving = fixed, moving
+        self.fixed_tree, self.moving_tree = cKDTree(fixed), cKDTree(moving)
+        self.cells = CellList.build(moving, 2.0)
+        self.num_tried = 0
+        self.num_poses = 1.0
+        rows = np.arange(len(fixed))
+        if len(rows) > _MOST_FIXED_SAMPLED:
+            rows = np.random.default_rng(0).choice(rows, _MOST_FIXED_SAMPLED, replace=False)
+        picked = farthest_points(fixed[rows], min(_NUM_BLOCKS, len(rows)))
+        self.centres = rows[picked]
+
+    def vote_candidates(self) -> Iterator[Candidate]:
+        """Yield the peaks of the votes of compact blocks, block by block."""
+        eye = np.eye(self.fixed.shape[1])
+        for size in dict.fromkeys(min(s, len(self.fixed)) for s in _BLOCK_SIZES):
+            for centre in self.centres[: 1 if size == len(self.fixed) else None]:
+                for _, shift in self._peaks(self._block(centre, size), _BIN):
+                    yield Candidate(Affine(eye, shift), int(centre), "vote")
+
+    def rotation_candidates(self, max_rotation: float) -> Iterator[Candidate]:
+        """Yield the highest of the peaks of small blocks under many rotations."""
+        size = min(_BLOCK_SIZES[-1], len(self.fixed))
+        centres = self.centres[: 1 if size == len(self.fixed) else _NUM_TURNED_BLOCKS]
+        peaks = []
+        for rotation in _rotations(self.fixed.shape[1], max_rotation):
+            for centre in centres:
+                block = self._block(centre, size) @ rotation.T
+                for height, shift in self._peaks(block, 2 * _BIN):
+                    candidate = Candidate(Affine(rotation, shift), int(centre), "rotation")
+                    peaks.append((height, candidate))
+        peaks.sort(key=lambda entry: -entry[0])
+        yield from (candidate for _, candidate in peaks[:_MOST_TURNED])
+
+    def _block(self, centre: int, size: int) -> Floats:
+        """Return the `size` fixed spots nearest to one of them."""
+        _, rows = self.fixed_tree.query(self.fixed[centre], k=size)
+        return np.asarray(self.fixed[np.atleast_1d(rows)])
+
+    def _peaks(self, block: Floats, bin_size: float) -> list[tuple[float, Floats]]:
+        """Return (height, shift) of the highest peaks of all differences to a block."""
+        low = self.moving.min(axis=0) - block.max(axis=0) - bin_size
+        high = self.moving.max(axis=0) - block.min(axis=0) + bin_size
+        bin_size = max(bin_size, float((np.prod(high - low) / _MOST_BINS) ** (1 / len(low))))
+        histogram = uniform_filter(self.cells.vote(block, low, high, bin_size), 2)
+        self.num_poses += histogram.size
+        background = uniform_filter(histogram, 11)
+        height = (histogram - background) / np.sqrt(background + 0.02 * histogram.max() + 1e-9)
+        peaks = []
+        for _ in range(_PEAKS_A_BLOCK):
+            top = np.unravel_index(int(height.argmax()), height.shape)
+            if height[top] <= 0:
+                break
+            # A window of two bins is centred on the border between them.
+            peaks.append((float(height[top]), low + np.asarray(top) * bin_size))
+            height[tuple(slice(max(0, t - 3), t + 4) for t in top)] = 0
+        return peaks
+
+    def constellation_candidates(self) -> Iterator[Candidate]:
+        """Yield rigid maps from matching tetrahedra of neighbours, best match first."""
+        for affine, centre in match_constellations(
+            self.fixed, self.moving, self.fixed_tree, self.moving_tree
+        ):
+            self.num_poses += 1
+            yield Candidate(affine, centre, "constellation")
+
+    def better(self, best: Coarse, candidate: Candidate) -> Coarse:
+        """Grow a candidate and return it if it beats the best so far."""
+        self.num_tried += 1
+        affine, evidence, coverage = self.grow(candidate)
+        evidence += math.log10(self.num_poses)
+        grown = Coarse(affine, evidence, candidate.source, self.num_tried, coverage)
+        is_better = (grown.coverage, -grown.evidence) > (best.coverage, -best.evidence)
+        if grown.is_found and (is_better or not best.is_found):
+            return grown
+        if grown.evidence < best.evidence and not best.is_found:
+            return grown
+        return replace(best, num_tried=self.num_tried)
+
+    def grow(self, candidate: Candidate) -> tuple[Affine, float, float]:
+        """Extend a local map over the cloud, ring by ring; stop where chance explains it.
+
+        Returns the map, log10 of its chance and the share of the cloud that it covers.
+        """
+        affine, evidence, coverage = candidate.affine, 0.0, 0.0
+        size = min(_FIRST_RING, len(self.fixed))
+        while True:
+            points = self._block(candidate.centre, size)
+            if len(points) > _MOST_GROWN:
+                picked = np.linspace(0, len(points) - 1, _MOST_GROWN)
+                points = points[picked.astype(np.int64)]
+            found, fitted = self.refine(points, affine)
+            if found > -2.0 or (evidence < -8 and found > evidence / 2):
+                return affine, evidence, coverage
+            affine, evidence = fitted, min(evidence, found)
+            coverage = size / len(self.fixed)
+            if coverage == 1:
+                return affine, evidence, coverage
+            size = min(2 * size, len(self.fixed))
+
+    def refine(self, points: Floats, affine: Affine) -> tuple[float, Affine]:
+        """Fit to nearest neighbours twice; return the evidence and the fitted map."""
+        for tolerance in (_TOLERANCES[0], _TOLERANCES[0], _TOLERANCES[1]):
+            pairs = self._pairs(points, affine, tolerance)
+            if len(pairs[0]) < 3:
+                return 0.0, affine
+            affine = _fit(*pairs)
+        model = _model(len(pairs[0]), points.shape[1])
+        return self.evidence(points, affine, num_parameters(model, points.shape[1])), affine
+
+    def _pairs(self, points: Floats, affine: Affine, tolerance: float) -> tuple[Floats, Floats]:
+        """Return the points that have a moving neighbour within the tolerance, and those."""
+        distance, rows = self.moving_tree.query(affine(points), distance_upper_bound=tolerance)
+        near = np.isfinite(distance)
+        return points[near], self.moving[rows[near]]
+
+    def evidence(self, points: Floats, affine: Affine, parameters: int) -> float:
+        """Return log10 of the chance of as many partners, the best of several tolerances."""
+        return _evidence(points.shape[1], affine(points), self.cells, parameters)
+
+    def polish(self, best: Coarse) -> Coarse:
+        """Refit the best map to spots spread over the whole cloud."""
+        if not best.is_found:
+            return best
+        rows = np.linspace(0, len(self.fixed) - 1, min(len(self.fixed), 8000)).astype(np.int64)
+        found, fitted = self.refine(self.fixed[rows], best.affine)
+        found += math.log10(self.num_poses)
+        return replace(best, affine=fitted, evidence=found) if found < best.evidence else best
+
+
+def pose_evidence(
+    fixed: Floats, moving: Floats, map_: Transform, model: str, pose: Coarse
+) -> float:
+    """Return log10 of the chance that a fitted map gives as many partners as it does.
+
+    For clouds too small to hold spots out: the spots that the parameters of the model could have
+    placed do not count, and the poses that were tried do.
+    """
+    ndim = fixed.shape[1]
+    parameters = num_parameters("affine" if model == "field" else model, ndim)
+    cells = CellList.build(moving, 2.0)
+    extent = np.ptp(moving, axis=0) + np.ptp(fixed, axis=0)
+    tried = math.log10(max(1.0, float(np.prod(np.maximum(extent, 1.0)))))
+    if pose.source != "given":
+        tried += math.log10(max(1, pose.num_tried))
+    return _evidence(ndim, map_(fixed), cells, parameters) + tried
+
+
+def _evidence(ndim: int, predicted: Floats, cells: CellList, parameters: int) -> float:
+    """Return log10 of the chance of as many partners, the best of several tolerances."""
+    aside = np.concatenate([np.eye(ndim), -np.eye(ndim)]) * _ASIDE
+    count_all = len(predicted)
+    spent = math.ceil(parameters / ndim)
+    best = 0.0
+    for tolerance in _TOLERANCES:
+        count = int((cells.count_within(predicted, tolerance) > 0).sum())
+        chance = np.mean([(cells.count_within(predicted + a, tolerance) > 0).mean() for a in aside])
+        chance = max(float(chance), 0.5 / count_all / len(aside))
+        log_chance = binom.logsf(count - spent - 1, max(1, count_all - spent), chance)
+        best = min(best, float(log_chance) / math.log(10) + math.log10(len(_TOLERANCES)))
+    return best
+
+
+def _model(num_pairs: int, ndim: int) -> str:
+    """Return the model that so many pairs can carry."""
+    if num_pairs < 2 * ndim:
+        return "translation"
+    return "rigid" if num_pairs < 6 * (ndim + 1) else "affine"
+
+
+def _fit(source: Floats, target: Floats) -> Affine:
+    """Fit the model that the number of pairs can carry."""
+    model = _model(len(source), source.shape[1])
+    if model == "translation":
+        return fit_translation(source, target)
+    if model == "rigid":
+        return fit_rigid(source, target)
+    # Residuals of about 0.2 spacings and matrix entries within 0.05 of a rotation.
+    return fit_affine(source, target, prior=(0.2 / 0.05) ** 2)

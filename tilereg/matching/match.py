@@ -1,0 +1,469 @@
+"""Match two clouds of spots: pose, votes, Coherent Point Drift, and a verdict."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.spatial import cKDTree
+from scipy.stats import binom
+
+from tilereg.errors import InputError
+from tilereg.field import split_affine
+from tilereg.lattice import Lattice
+from tilereg.matching.cells import CellList
+from tilereg.matching.coarse import Coarse, find_pose, mean_spacing, pose_evidence
+from tilereg.matching.cpd import Drift, drift
+from tilereg.matching.selection import Selection, fit_simple, select_model
+from tilereg.matching.votes import count_votes, fit_votes
+from tilereg.points import Correspondences, Spots, check_points
+from tilereg.smoothing import Coherent, Solution
+from tilereg.transform import Affine, DisplacementField, Transform
+
+__all__ = ["METHODS", "Match", "match_spots"]
+
+Floats = NDArray[np.float64]
+Rows = NDArray[np.int64]
+
+METHODS = ("cpd",)
+
+_FEWEST = 4
+_FEW = 60
+_FIRST = Coherent(16.0, 0.1)
+_VOTING = Coherent(16.0, 1.0)
+_MOST_HELD_OUT = 5000
+_GATE = 3.0
+_CERTAIN = -5.0
+_ASIDE = 2.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Match:
+    """What was found between a fixed and a moving cloud.
+
+    Parameters
+    ----------
+    transform : Transform
+        The pull-back, fixed to moving, micrometre. The identity where nothing was found.
+    correspondences : Correspondences
+        Mutual nearest pairs within three standard deviations of the residual.
+    status : str
+        'ok'; 'no registration' where chance explains the pairs; 'few spots' where there are too
+        few to tell.
+    message : str
+        The status in a sentence, with the figures behind it.
+    evidence : float
+        Log10 of the probability that chance gives as many held-out spots a partner.
+    share_matched, share_chance : float
+        Share of the fixed spots within reach of a moving spot, and the same share when the fixed
+        spots are moved aside.
+    residual_sigma : float, micrometre
+        Standard deviation of a pair an axis.
+    w : float
+        Estimated share of moving spots without a partner.
+    model : str
+        'translation', 'rigid', 'affine' or 'field'.
+    beta : float, micrometre
+        Coherence width of the field, NaN for the other models.
+    spacing : float, micrometre
+        Mean distance of nearest neighbours of the fixed spots.
+    details : dict
+        Source and evidence of the pose, losses of all models, iterations.
+    """
+
+    transform: Transform
+    correspondences: Correspondences
+    status: str
+    message: str
+    evidence: float
+    share_matched: float
+    share_chance: float
+    residual_sigma: float
+    w: float
+    model: str
+    beta: float
+    spacing: float
+    details: dict[str, Any]
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether a registration was found that chance does not explain."""
+        return self.status == "ok"
+
+
+def match_spots(
+    fixed: ArrayLike | Spots,
+    moving: ArrayLike | Spots,
+    *,
+    method: str = "cpd",
+    initial: Affine | None = None,
+    max_rotation: float = 180.0,
+    w: float | None = None,
+    beta: float | None = None,
+    held_out: float = 0.05,
+    domain: tuple[ArrayLike, ArrayLike] | None = None,
+    max_iterations: int = 60,
+    seed: int = 0,
+) -> Match:
+    """Match two clouds that are related by a pose and a smooth deformation.
+
+    Nothing needs to be known: not the pose, not the overlap, not the unit. Both clouds may hold
+    spots without a partner. The same input gives the same bits.
+
+    Parameters
+    ----------
+    fixed, moving : (N, D) and (M, D) array_like or Spots, micrometre
+        Axes z, y, x or y, x.
+    method : str
+        'cpd': Coherent Point Drift over all spots.
+    initial : Affine, optional
+        Pose to start from, fixed to moving. Default: searched for.
+    max_rotation : float, degrees
+        Largest rotation that is searched for; 180 means any.
+    w : float, optional
+        Share of moving spots without a partner to start from. Default 0.5; always re-estimated.
+    beta : float, micrometre, optional
+        Coherence width of the field. Default: the one that predicts held-out pairs best.
+    held_out : float
+        Share of the fixed spots that never enter the fit and judge it.
+    domain : pair of (D,) array_like, micrometre, optional
+        Box in which the field may vary. Default: the box of the fixed spots.
+    max_iterations : int
+        Most iterations of a stage.
+    seed : int
+        Which spots are held out.
+
+    Returns
+    -------
+    Match
+
+    Raises
+    ------
+    InputError
+        If a cloud is not (N, 2) or (N, 3), the dimensions differ, a number is not finite, or the
+        method is unknown.
+
+    Notes
+    -----
+    Memory and time grow linearly with the spots. See `tilereg.matching.cpd` for the method.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> fixed = np.random.default_rng(0).uniform(0, 100, (200, 3))
+    >>> match = match_spots(fixed, fixed + [5.0, -3.0, 40.0])
+    >>> match.status, np.abs(match.transform(fixed) - fixed - [5, -3, 40]).max() < 1e-3
+    ('ok', np.True_)
+    """
+    if method not in METHODS:
+        raise InputError(f"Invalid method '{method}'. Known methods: {', '.join(METHODS)}.")
+    x, y = _cloud(fixed, "fixed points"), _cloud(moving, "moving points")
+    if x.shape[1] != y.shape[1]:
+        raise InputError(
+            f"Fixed points have {x.shape[1]} axes, moving points have {y.shape[1]}. "
+            "Both must have the same."
+        )
+    if min(len(x), len(y)) < _FEWEST:
+        return _nothing(x, f"{len(x)} fixed and {len(y)} moving spots are too few to match.")
+    unit = _Unit.of(x, y)
+    box = (x.min(axis=0), x.max(axis=0)) if domain is None else domain
+    matcher = _Matcher(
+        fixed=unit.fixed(x),
+        moving=unit.moving(y),
+        low=unit.fixed(np.atleast_2d(np.asarray(box[0], dtype=np.float64)))[0],
+        high=unit.fixed(np.atleast_2d(np.asarray(box[1], dtype=np.float64)))[0],
+        held=_hold_out(len(x), held_out, seed),
+        w=0.5 if w is None else w,
+        beta=None if beta is None else beta / unit.scale,
+        max_iterations=max_iterations,
+    )
+    pose = (
+        find_pose(matcher.fitted, matcher.moving, max_rotation=max_rotation)
+        if initial is None
+        else Coarse(unit.affine_in(initial), -math.inf, "given", 0, 1.0)
+    )
+    if not pose.is_found:
+        return _nothing(
+            x,
+            f"The best of {pose.num_tried} poses gives no more partners than chance does "
+            f"(log10 of its probability {pose.evidence:.1f}).",
+            status="no registration",
+            spacing=unit.scale,
+        )
+    return matcher.run(pose, unit, x, y)
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """The change to coordinates in which the mean spacing is one and the clouds are centred."""
+
+    scale: float
+    fixed_centre: Floats
+    moving_centre: Floats
+
+    @classmethod
+    def of(cls, fixed: Floats, moving: Floats) -> _Unit:
+        """Take the unit from the clouds."""
+        return cls(mean_spacing(fixed), fixed.mean(axis=0), moving.mean(axis=0))
+
+    def fixed(self, points: Floats) -> Floats:
+        """Change fixed points."""
+        return (points - self.fixed_centre) / self.scale
+
+    def moving(self, points: Floats) -> Floats:
+        """Change moving points."""
+        return (points - self.moving_centre) / self.scale
+
+    def affine_in(self, affine: Affine) -> Affine:
+        """Change an affine map from micrometre."""
+        offset = affine(self.fixed_centre) - self.moving_centre
+        return Affine(affine.matrix, offset / self.scale)
+
+    def affine_out(self, affine: Affine) -> Affine:
+        """Change an affine map to micrometre."""
+        offset = self.scale * affine.offset + self.moving_centre
+        return Affine(affine.matrix, offset - affine.matrix @ self.fixed_centre)
+
+    def transform_out(self, affine: Affine, field: DisplacementField | None) -> Transform:
+        """Change a map to micrometre."""
+        if field is None:
+            return Transform(self.affine_out(affine))
+        return Transform(
+            self.affine_out(affine),
+            DisplacementField(
+                field.coefficients * self.scale,
+                field.origin * self.scale + self.fixed_centre,
+                field.spacing * self.scale,
+            ),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Matcher:
+    """The two clouds in units of the mean spacing, and how to match them."""
+
+    fixed: Floats
+    moving: Floats
+    low: Floats
+    high: Floats
+    held: NDArray[np.bool_]
+    w: float
+    beta: float | None
+    max_iterations: int
+
+    @property
+    def fitted(self) -> Floats:
+        """The fixed spots that may enter the fit."""
+        return self.fixed[~self.held]
+
+    def run(self, pose: Coarse, unit: _Unit, x: Floats, y: Floats) -> Match:
+        """Find the field, the pairs and the verdict."""
+        first, lattice = self._drift(pose.affine, _FIRST, None)
+        chosen = self._select(pose.affine, first, lattice)
+        result = first
+        if chosen.model == "field":
+            start = lattice.field(first.solution.coefficients)
+            result, lattice = self._drift(pose.affine, chosen.prior, start)
+            raw = lattice.field(result.solution.coefficients)
+            affine, field = split_affine(pose.affine, raw, self.fitted)
+        else:
+            affine, field = self._simple(chosen.model, pose.affine, first), None
+        inner = Transform(affine, field)
+        sigma = self._sigma(inner, result.sigma)
+        matched, chance, evidence = self._verdict(inner, sigma, chosen, pose)
+        transform = unit.transform_out(affine, field)
+        pairs = self._pairs(inner, sigma, transform, x, y)
+        is_ok = evidence < _CERTAIN and len(pairs) >= _FEWEST - 1
+        message = (
+            f"{len(pairs)} pairs; {100 * matched:.0f} % of the fixed spots have a partner within "
+            f"{_GATE * sigma * unit.scale:.3g} um, {100 * chance:.0f} % by chance "
+            f"(log10 of its probability {evidence:.1f})."
+        )
+        return Match(
+            transform=transform,
+            correspondences=pairs,
+            status="ok" if is_ok else "no registration",
+            message=message,
+            evidence=evidence,
+            share_matched=matched,
+            share_chance=chance,
+            residual_sigma=sigma * unit.scale,
+            w=result.w,
+            model=chosen.model,
+            beta=chosen.prior.beta * unit.scale if chosen.model == "field" else math.nan,
+            spacing=unit.scale,
+            details={
+                "pose": {
+                    "source": pose.source,
+                    "evidence": pose.evidence,
+                    "tried": pose.num_tried,
+                    "coverage": pose.coverage,
+                },
+                "losses_um": {k: v * unit.scale for k, v in chosen.losses.items()},
+                "iterations": [len(first.steps), len(result.steps)],
+            },
+        )
+
+    def _drift(
+        self, affine: Affine, prior: Coherent, start: DisplacementField | None
+    ) -> tuple[Drift, Lattice]:
+        """Run the drift with a prior, from votes or from an earlier field."""
+        source = self.fitted
+        base = affine(source)
+        lattice = Lattice.cover(self.low, self.high, prior.spacing)
+        sigma = 0.33
+        if start is not None:
+            solution = Solution(lattice.interpolate(start), (), 0)
+        elif len(source) >= _FEW:
+            votes = count_votes(source, base, CellList.build(self.moving, _ASIDE))
+            coarse = Lattice.cover(self.low, self.high, _VOTING.spacing)
+            voted, _ = fit_votes(votes, coarse, _VOTING)
+            solution = Solution(lattice.interpolate(coarse.field(voted.coefficients)), (), 0)
+        else:
+            solution = None
+        found = drift(
+            source,
+            base,
+            self.moving,
+            lattice,
+            prior,
+            start=solution,
+            sigma=sigma,
+            w=self.w,
+            max_iterations=self.max_iterations,
+        )
+        return found, lattice
+
+    def _select(self, affine: Affine, found: Drift, lattice: Lattice) -> Selection:
+        """Choose the model from the pairs of a first drift."""
+        source = self.fitted
+        moved = affine(source) + lattice.field(found.solution.coefficients)(source)
+        ours, theirs = _mutual(moved, self.moving, _GATE * math.sqrt(source.shape[1]) * found.sigma)
+        if len(ours) < _FEWEST:
+            return Selection("translation", _FIRST, {})
+        return select_model(
+            source[ours], affine(source[ours]), self.moving[theirs], found.sigma, beta=self.beta
+        )
+
+    def _simple(self, model: str, affine: Affine, found: Drift) -> Affine:
+        """Fit a rigid or affine model to the partners of a first drift, then to near pairs."""
+        source = self.fitted
+        near = found.posterior > 0.3
+        if near.sum() < _FEWEST - 1:
+            return affine
+        map_ = fit_simple(model, source[near], found.partner[near], found.posterior[near])
+        tree = cKDTree(self.moving)
+        for _ in range(5):
+            distance, rows = tree.query(map_(source))
+            scale = max(float(np.median(distance[near])), 1e-6)
+            weights = np.where(
+                distance < 6 * scale, 1 / (1 + (distance / (2 * scale)) ** 2) ** 2, 0
+            )
+            if (weights > 0).sum() < _FEWEST - 1:
+                break
+            map_ = fit_simple(model, source, self.moving[rows], weights)
+            near = weights > 0
+        return map_
+
+    def _sigma(self, map_: Transform, guess: float) -> float:
+        """Return the standard deviation of a near pair an axis, from mutual pairs."""
+        ndim = self.fixed.shape[1]
+        moved = map_(self.fixed)
+        sigma = guess
+        for _ in range(3):
+            ours, theirs = _mutual(moved, self.moving, _GATE * math.sqrt(ndim) * sigma)
+            if len(ours) < _FEWEST - 1:
+                return guess
+            square = ((moved[ours] - self.moving[theirs]) ** 2).sum(1)
+            sigma = max(math.sqrt(float(square.mean()) / ndim), 1e-6)
+        return sigma
+
+    def _verdict(
+        self, map_: Transform, sigma: float, chosen: Selection, pose: Coarse
+    ) -> tuple[float, float, float]:
+        """Return the share of spots with a partner, the share by chance, and log10 of its odds."""
+        ndim = self.fixed.shape[1]
+        cells = CellList.build(self.moving, 1.0)
+        moved = map_(self.fixed)
+        reach = _GATE * sigma
+        aside = _ASIDE * np.concatenate([np.eye(ndim), -np.eye(ndim)])
+        near = cells.count_within(moved, reach) > 0
+        by_chance = np.mean([cells.count_within(moved + a, reach) > 0 for a in aside], axis=0)
+        matched, chance = float(near.mean()), float(by_chance.mean())
+        if not self.held.any():
+            return matched, chance, pose_evidence(self.fixed, self.moving, map_, chosen.model, pose)
+        judged = int(self.held.sum())
+        odds = max(float(by_chance[self.held].mean()), chance, 0.5 / judged / len(aside))
+        log_odds = binom.logsf(int(near[self.held].sum()) - 1, judged, min(odds, 1.0))
+        return matched, chance, float(log_odds) / math.log(10)
+
+    def _pairs(
+        self, map_: Transform, sigma: float, transform: Transform, x: Floats, y: Floats
+    ) -> Correspondences:
+        """Return the mutual nearest pairs, in micrometre."""
+        ndim = self.fixed.shape[1]
+        moved = map_(self.fixed)
+        ours, theirs = _mutual(moved, self.moving, _GATE * math.sqrt(ndim) * sigma)
+        square = ((moved[ours] - self.moving[theirs]) ** 2).sum(1)
+        # Posterior of the pair against an outlier of the local density.
+        outlier = (2 * math.pi * sigma**2) ** (ndim / 2) * len(self.moving) / max(len(ours), 1)
+        volume = float(np.prod(np.maximum(np.ptp(self.moving, axis=0), 1.0)))
+        likely = np.exp(-0.5 * square / sigma**2)
+        weight = likely / (likely + outlier / volume)
+        return Correspondences(
+            fixed=x[ours],
+            moving=y[theirs],
+            fixed_index=ours,
+            moving_index=theirs,
+            weight=weight,
+            residual=np.linalg.norm(transform(x[ours]) - y[theirs], axis=1)
+            if len(ours)
+            else np.empty(0),
+            held_out=self.held[ours],
+            tile=np.zeros(len(ours), dtype=np.int64),
+        )
+
+
+def _cloud(points: ArrayLike | Spots, name: str) -> Floats:
+    """Return the positions of points or spots, checked."""
+    return check_points(points.positions if isinstance(points, Spots) else points, name)
+
+
+def _hold_out(count: int, share: float, seed: int) -> NDArray[np.bool_]:
+    """Return which of the fixed spots only judge; none where there are few."""
+    if not 0 <= share < 0.5:
+        raise InputError(f"Invalid held_out {share}. A share of 0 to below 0.5 is needed.")
+    held = np.zeros(count, dtype=bool)
+    if count >= _FEW and share > 0:
+        number = int(np.clip(share * count, min(50, count // 5), _MOST_HELD_OUT))
+        held[np.random.default_rng(seed).permutation(count)[:number]] = True
+    return held
+
+
+def _mutual(moved: Floats, target: Floats, reach: float) -> tuple[Rows, Rows]:
+    """Return rows of mutual nearest neighbours within `reach`."""
+    distance, theirs = cKDTree(target).query(moved, distance_upper_bound=reach)
+    back = cKDTree(moved).query(target, distance_upper_bound=reach)[1]
+    ours = np.flatnonzero(np.isfinite(distance))
+    ours = ours[back[theirs[ours]] == ours]
+    return ours.astype(np.int64), theirs[ours].astype(np.int64)
+
+
+def _nothing(
+    x: Floats, message: str, *, status: str = "few spots", spacing: float = math.nan
+) -> Match:
+    """Return a match that says that there is none."""
+    ndim = x.shape[1]
+    none, rows = np.empty(0), np.empty(0, dtype=np.int64)
+    empty = Correspondences(
+        fixed=np.empty((0, ndim)), moving=np.empty((0, ndim)), fixed_index=rows, moving_index=rows,
+        weight=none, residual=none, held_out=np.empty(0, dtype=bool), tile=rows,
+    )  # fmt: skip
+    return Match(
+        transform=Transform.identity(ndim), correspondences=empty, status=status, message=message,
+        evidence=0.0, share_matched=0.0, share_chance=0.0, residual_sigma=math.nan, w=1.0,
+        model="none", beta=math.nan, spacing=spacing, details={},
+    )  # fmt: skip

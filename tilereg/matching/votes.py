@@ -1,0 +1,122 @@
+"""Local displacements by voting: what brings a neighbourhood of spots onto the other cloud.
+
+For a block of neighbouring fixed spots the histogram of all differences to nearby moving spots
+has a peak at the block's displacement, whatever share of the spots has no partner. It is how a
+field starts where the error of the affine pose is as large as the distance of spots.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+from scipy.spatial import cKDTree
+
+from tilereg.lattice import Lattice, NormalEquations
+from tilereg.matching.cells import CellList
+from tilereg.sampling import farthest_points
+from tilereg.smoothing import Coherent, Solution
+
+__all__ = ["Votes", "count_votes", "fit_votes"]
+
+Floats = NDArray[np.float64]
+
+_REACH = 2.5
+_BIN = 0.2
+_MOST_BLOCKS = 3000
+_BLOCK_SIZES = (150, 50)
+_CLEAR = 5.0
+_ROUNDS = 6
+_NOISE = 0.15
+
+
+@dataclass(frozen=True, eq=False)
+class Votes:
+    """Displacements of blocks.
+
+    Parameters
+    ----------
+    centres : (B, D) ndarray
+        Mean fixed position of each block.
+    shifts : (B, D) ndarray
+        Displacement that most of its differences vote for.
+    scores : (B,) ndarray
+        Height of the peak over the background, in deviations of the background.
+    """
+
+    centres: Floats
+    shifts: Floats
+    scores: Floats
+
+
+def count_votes(fixed: Floats, predicted: Floats, moving: CellList) -> Votes:
+    """Vote in blocks of spots spread over the cloud; units of the mean spacing.
+
+    Parameters
+    ----------
+    fixed, predicted : (N, D) ndarray
+        Fixed spots and where the pose brings them.
+    moving : CellList
+        The moving cloud.
+    """
+    tree = cKDTree(fixed)
+    reach = np.full(fixed.shape[1], _REACH)
+    centres, shifts, scores = [], [], []
+    for size in dict.fromkeys(min(s, len(fixed)) for s in _BLOCK_SIZES):
+        num_blocks = int(np.clip(3 * len(fixed) / size, 1, _MOST_BLOCKS))
+        picked = _spread(fixed, num_blocks)
+        for block in tree.query(fixed[picked], k=size)[1].reshape(num_blocks, size):
+            histogram = moving.vote(predicted[block], -reach, reach, _BIN)
+            shift, score = _peak(gaussian_filter(histogram, 1.2))
+            centres.append(fixed[block].mean(axis=0))
+            shifts.append(shift * _BIN - reach)
+            scores.append(score)
+    return Votes(np.array(centres), np.array(shifts), np.array(scores))
+
+
+def _spread(points: Floats, count: int) -> NDArray[np.int64]:
+    """Return rows of points spread over the cloud; of very large clouds a part is looked at."""
+    rows = np.arange(len(points))
+    if len(rows) > 40 * count:
+        rows = rows[:: len(rows) // (40 * count)]
+    return rows[farthest_points(points[rows], count)]
+
+
+def _peak(histogram: Floats) -> tuple[Floats, float]:
+    """Return the centre of the highest peak in bins and its height in deviations."""
+    top = np.unravel_index(int(histogram.argmax()), histogram.shape)
+    median = float(np.median(histogram))
+    spread = 1.4826 * float(np.median(np.abs(histogram - median))) + 0.02
+    window = tuple(
+        slice(max(0, int(t) - 2), min(n, int(t) + 3))
+        for t, n in zip(top, histogram.shape, strict=True)
+    )
+    mass = np.maximum(histogram[window] - median, 0.0)
+    bins = [np.arange(w.start, w.stop) + 0.5 for w in window]
+    places = np.meshgrid(*bins, indexing="ij")
+    centre = np.array([float((p * mass).sum()) for p in places]) / max(float(mass.sum()), 1e-12)
+    return centre, (float(histogram[top]) - median) / spread
+
+
+def fit_votes(votes: Votes, lattice: Lattice, prior: Coherent) -> tuple[Solution, float]:
+    """Fit a smooth field to the clear votes, the contradictory ones weighted down.
+
+    Returns the solution and the share of the blocks that agree with it.
+    """
+    trust = np.clip((votes.scores - _CLEAR) / _CLEAR, 0.0, 1.0)
+    weights = trust.copy()
+    solution: Solution | None = None
+    for step in range(_ROUNDS):
+        equations = NormalEquations.assemble(
+            lattice, votes.centres, weights / _NOISE**2, votes.shifts
+        )
+        solution = prior.solve(equations, start=solution, tolerance=1e-3)
+        field = lattice.field(solution.coefficients)
+        residual = np.linalg.norm(field(votes.centres) - votes.shifts, axis=1)
+        scale = max(2 * _NOISE, 0.8 * 0.7**step)
+        weights = trust / (1 + (residual / scale) ** 2) ** 2
+    assert solution is not None
+    agreeing = (residual < 3 * _NOISE) & (trust > 0)
+    return solution, float(agreeing.mean())

@@ -224,8 +224,8 @@ class OutputSettings(Table):
     levels: Count | None = _setting(
         None, "an integer >= 1", "Number of pyramid levels. Default: until one is small."
     )
-    compression: Literal["zstd", "blosc", "gzip", "none"] = _setting(
-        "zstd", "'zstd', 'blosc', 'gzip' or 'none'", "Compression of the chunks."
+    compression: Literal["zstd", "blosc-lz4", "blosc-zstd", "gzip", "none"] = _setting(
+        "zstd", "'zstd', 'blosc-lz4', 'blosc-zstd', 'gzip' or 'none'", "Compression of the chunks."
     )
 
     @model_validator(mode="after")

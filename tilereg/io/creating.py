@@ -1,0 +1,182 @@
+"""A new OME-Zarr image: its arguments checked, its arrays created, nothing in them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import DTypeLike
+
+from tilereg.errors import InputError, OutputError
+from tilereg.grid import Grid
+from tilereg.io import layout
+from tilereg.io.nodes import read_node
+from tilereg.io.pyramid import plan_levels
+from tilereg.io.stores import Location, outputs, remove_store
+from tilereg.io.writing import ImageWriter, write_group
+
+__all__ = ["create_image"]
+
+
+def create_image(
+    location: str | Path,
+    *,
+    grid: Grid,
+    dtype: DTypeLike,
+    axes: Sequence[str] | None = None,
+    channels: Sequence[str] = (),
+    num_times: int = 1,
+    version: str = "0.5",
+    chunks: Sequence[int] | None = None,
+    shards: Sequence[int] | None = None,
+    levels: int | None = None,
+    compression: str = "zstd",
+    fill_value: float = 0,
+    name: str | None = None,
+    omero: Mapping[str, Any] | None = None,
+    is_label: bool = False,
+    overwrite: bool = False,
+    resume: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+) -> ImageWriter:
+    """Create the arrays of an image, empty, and return what writes into them.
+
+    Parameters
+    ----------
+    location : str or Path
+        Path or fsspec URL of the new group.
+    grid : Grid
+        Where the voxels of level 0 are, in micrometre.
+    dtype : dtype
+        Of a voxel: a real number of at most 64 bits; an integer for labels.
+    axes : sequence of str, optional
+        Of the arrays: any of t and c, then those of the grid. Default: those needed.
+    channels : sequence of str, optional
+        Names. Default: no channel axis; a channel axis that `axes` asks for gets one, "0".
+    num_times : int
+        Number of times. Default 1.
+    version : {"0.5", "0.4"}
+        Of OME-Zarr: zarr format 3 or 2.
+    chunks, shards : sequence of int, optional
+        Of the spatial axes, clipped to the shape. Default: chunks of 64 x 128 x 128, or
+        512 x 512 in one plane, and no shards. Shards need 0.5 and are multiples of chunks.
+    levels : int, optional
+        Number of levels. Default: until no axis is longer than 256 voxels.
+    compression : {"zstd", "none", "gzip", "blosc-lz4", "blosc-zstd"}
+        Of chunks.
+    fill_value : float
+        Of voxels that are not stored. Default 0.
+    name : str, optional
+        In the metadata. Default: from the location.
+    omero : mapping, optional
+        Display settings to carry over, from an image of as many channels.
+    is_label : bool
+        Whether the voxels are labels. Default no.
+    overwrite : bool
+        Whether a zarr store at the location is removed first. Default no.
+    resume : bool
+        Whether an unfinished image of exactly these arrays is written on. Default no.
+    storage_options : mapping, optional
+        Options for fsspec.
+
+    Raises
+    ------
+    InputError
+        If an argument breaks a rule.
+    OutputError
+        If something is at the location already, or it cannot be written.
+    """
+    place = Location.of(location, storage_options)
+    kind = layout.check_dtype(dtype, is_label=is_label)
+    _check_choices(version, compression, shards, num_times, levels)
+    layout.check_fill_value(fill_value, kind)
+    names = tuple(str(channel) for channel in channels)
+    all_axes = layout.check_axes(axes, grid, len(names), num_times)
+    names = names or ("0",)
+    lead = tuple({"t": num_times, "c": len(names)}[axis] for axis in all_axes if axis in "tc")
+    grids, factors = plan_levels(grid, levels)
+    style = layout.ArrayStyle(
+        axes=all_axes,
+        lead_shape=lead,
+        dtype=kind,
+        chunks=None if chunks is None else tuple(chunks),
+        shards=None if shards is None else tuple(shards),
+        compression=compression,
+        fill_value=fill_value,
+        zarr_format=3 if version == "0.5" else 2,
+    )
+    writer = ImageWriter(
+        place=place,
+        name=name or place.stem,
+        version="0.5" if version == "0.5" else "0.4",
+        axes=all_axes,
+        channels=names,
+        num_times=num_times,
+        levels=tuple(layout.plan_level(str(i), level, style) for i, level in enumerate(grids)),
+        factors=factors,
+        omero=omero,
+        is_label=is_label,
+    )
+    _prepare(writer, overwrite=overwrite, resume=resume)
+    return writer
+
+
+def _check_choices(
+    version: str,
+    compression: str,
+    shards: Sequence[int] | None,
+    num_times: int,
+    levels: int | None,
+) -> None:
+    """Check the arguments that stand alone."""
+    if version not in ("0.4", "0.5"):
+        raise InputError(f"Invalid version '{version}'. Images are written as 0.4 or 0.5.")
+    if compression not in layout.COMPRESSIONS:
+        raise InputError(
+            f"Invalid compression '{compression}'. It must be one of "
+            f"{', '.join(layout.COMPRESSIONS)}."
+        )
+    if shards is not None and version == "0.4":
+        raise InputError(f"Shards {tuple(shards)} need version 0.5; 0.4 has none. Use 0.5.")
+    if num_times < 1 or (levels is not None and levels < 1):
+        raise InputError(
+            f"Invalid number of times {num_times} or levels {levels}. At least one is needed."
+        )
+
+
+def _prepare(writer: ImageWriter, *, overwrite: bool, resume: bool) -> None:
+    """Write the groups and array documents, or check those that are there."""
+    place = writer.place
+    if writer.is_label and place.parent.name == "labels":
+        image = read_node(place.parent.parent)
+        if image is not None and image.zarr_format != writer.zarr_format:
+            raise InputError(
+                f"Invalid version {writer.version} of the label image '{place}'. It must be that "
+                "of the image it belongs to."
+            )
+    with outputs("write", f"'{place}'"):
+        if overwrite:
+            remove_store(place.url, place.options)
+        elif place.exists():
+            if not resume:
+                raise OutputError(
+                    f"'{place}' exists already. Choose another output, or allow overwriting."
+                )
+            _check_begun(writer)
+            return
+        write_group(place, writer.version, {})
+        for level in writer.levels:
+            place.child(level.path).write_text(writer.array_key, level.document)
+
+
+def _check_begun(writer: ImageWriter) -> None:
+    """Check that the arrays on disk are those of this image."""
+    for level in writer.levels:
+        text = writer.place.child(level.path).read_text(writer.array_key)
+        if text is None or json.loads(text) != json.loads(level.document):
+            raise OutputError(
+                f"Level '{level.path}' of '{writer.place}' was begun with other settings, so it "
+                "cannot be continued. Choose another output, or allow overwriting."
+            )

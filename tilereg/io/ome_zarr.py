@@ -1,0 +1,18 @@
+"""OME-Zarr images, read and written: the public names of this room."""
+
+from __future__ import annotations
+
+from tilereg.io.creating import create_image
+from tilereg.io.reading import Level, OmeZarrImage, ZarrReader, open_image
+from tilereg.io.stores import remove_store
+from tilereg.io.writing import ImageWriter
+
+__all__ = [
+    "ImageWriter",
+    "Level",
+    "OmeZarrImage",
+    "ZarrReader",
+    "create_image",
+    "open_image",
+    "remove_store",
+]

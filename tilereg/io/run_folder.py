@@ -1,0 +1,189 @@
+"""The folder of a run: what is in it, whose it is, and what is finished.
+
+A run goes on only in a folder that was made with the same settings from the same inputs. What
+is finished is told by small files below ``progress/``, each written as a whole, so the rule is
+the same on a local disk and in object storage.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tilereg.errors import OutputError, TileregError
+from tilereg.io.stores import Location
+
+__all__ = ["Finished", "RunFolder"]
+
+_MARK = "run.toml"
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run writes.
+
+    Parameters
+    ----------
+    location : Location
+    """
+
+    location: Location
+
+    @classmethod
+    def at(cls, place: str | Path) -> RunFolder:
+        """Return the folder at a path or URL; nothing is made yet."""
+        return cls(Location.of(place))
+
+    def path(self, name: str) -> str:
+        """Return the path or URL of something in the folder."""
+        return self.location.child(name).url
+
+    def has(self, name: str) -> bool:
+        """Tell whether something is in the folder."""
+        return name in self.location.listing()
+
+    @contextmanager
+    def prepared(self, record: str, *, overwrite: bool, resume: bool) -> Iterator[bool]:
+        """Hold the folder while a run writes to it.
+
+        Parameters
+        ----------
+        record : str
+            TOML of everything that decides the result: the settings, the inputs, the versions.
+        overwrite : bool
+            Whether a run that is there is removed first.
+        resume : bool
+            Whether a run that is there goes on.
+
+        Yields
+        ------
+        bool
+            Whether there is work of an earlier start.
+
+        Raises
+        ------
+        OutputError
+            If the folder is taken, is not a run's, or belongs to a run with another record.
+
+        Notes
+        -----
+        After an error the folder is removed, unless it holds work of an earlier start. After an
+        interrupt it is kept, so that the run can go on.
+        """
+        resumed = self._claim(record, overwrite=overwrite, resume=resume)
+        try:
+            if not resumed:
+                self.location.write_text(_MARK, record)
+            yield resumed
+        except (TileregError, OSError) as error:
+            if not resumed:
+                self.location.remove()
+            if isinstance(error, TileregError):
+                raise
+            raise OutputError(
+                f"Cannot write to '{self.location}': {error.strerror or error}. Free some space "
+                "or choose another place."
+            ) from error
+
+    def _claim(self, record: str, *, overwrite: bool, resume: bool) -> bool:
+        """Make sure that the folder is ours; return whether a run goes on in it."""
+        if not self.location.exists():
+            return False
+        found = self.location.read_text(_MARK)
+        if found is None:
+            raise OutputError(
+                f"'{self.location}' exists and is not the folder of a run (it has no {_MARK}). "
+                "Choose another place; it is not removed, not even with --overwrite."
+            )
+        if resume:
+            self._check_same(found, record)
+            return True
+        if not overwrite:
+            raise OutputError(
+                f"'{self.location}' holds a run already. Choose another place, or go on with "
+                "--resume, or start anew with --overwrite."
+            )
+        self.location.remove()
+        return False
+
+    def _check_same(self, found: str, record: str) -> None:
+        """Raise if the run in the folder was asked for differently."""
+        try:
+            old, new = _flat(tomllib.loads(found)), _flat(tomllib.loads(record))
+        except tomllib.TOMLDecodeError as error:
+            raise OutputError(
+                f"'{self.path(_MARK)}' is damaged ({error}). Start anew with --overwrite."
+            ) from error
+        other = [
+            f"{name} was {old.get(name, 'not set')}, is {new.get(name, 'not set')}"
+            for name in sorted(old.keys() | new.keys())
+            if old.get(name) != new.get(name) and not name.startswith("compute.")
+        ]
+        if other:
+            raise OutputError(
+                f"The run in '{self.location}' cannot go on: {'; '.join(other)}. Use the same "
+                "settings and inputs, or start anew with --overwrite."
+            )
+
+    def finished(self, name: str) -> Finished:
+        """Return the record of the finished units of a long stage."""
+        return Finished(self.location.child(f"progress/{name}"))
+
+    def mark(self, stage: str, content: dict[str, Any] | None = None) -> None:
+        """Say that a stage is complete."""
+        self.location.child("progress").write_json(f"{stage}.json", content or {})
+
+    def marked(self, stage: str) -> dict[str, Any] | None:
+        """Return what was said of a complete stage, None where it is not complete."""
+        text = self.location.child("progress").read_text(f"{stage}.json")
+        return None if text is None else dict(json.loads(text))
+
+
+@dataclass
+class Finished:
+    """Numbers of finished units, written in batches.
+
+    Parameters
+    ----------
+    location : Location
+        Folder of the batches.
+    """
+
+    location: Location
+    _pending: list[int] = field(default_factory=list)
+
+    def read(self) -> set[int]:
+        """Return all numbers that were written."""
+        numbers: set[int] = set()
+        for name in self.location.listing():
+            if name.endswith(".json"):
+                numbers.update(json.loads(self.location.read_text(name) or "{}").get("units", []))
+        return numbers
+
+    def add(self, number: int) -> None:
+        """Note one finished unit."""
+        self._pending.append(number)
+        if len(self._pending) >= _BATCH:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is noted."""
+        if self._pending:
+            self.location.write_json(f"{uuid.uuid4().hex}.json", {"units": self._pending})
+            self._pending.clear()
+
+
+def _flat(tables: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested tables as one with dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in tables.items():
+        name = f"{prefix}{key}"
+        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat

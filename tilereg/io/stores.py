@@ -1,0 +1,253 @@
+"""Where images lie: folders on a disk, objects behind an fsspec URL.
+
+JSON documents are read and written here through fsspec; voxels go through the zarr store
+that `Location.store` returns.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import posixpath
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from zarr.abc.store import Store
+from zarr.storage import FsspecStore, LocalStore
+
+from tilereg.errors import InputError, OutputError, TileregError
+
+__all__ = ["MARKERS", "Location", "one_line", "outputs", "remove_store"]
+
+#: What marks a folder as a zarr group or array.
+MARKERS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
+
+_MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """Return an exception's text in one line, its class in front, cut at `limit` characters."""
+    text = " ".join(str(error).split())
+    text = text if len(text) <= limit else text[: limit - 3] + "..."
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+@dataclass(frozen=True)
+class Location:
+    """A folder, local or remote. Picklable; opens nothing by itself.
+
+    Parameters
+    ----------
+    url : str
+        An absolute local path, or an fsspec URL, without a slash at its end.
+    options : mapping
+        What fsspec is told beside the URL (credentials, endpoint). Never shown.
+    """
+
+    url: str
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
+
+    @classmethod
+    def of(cls, place: str | Path, options: Mapping[str, Any] | None = None) -> Location:
+        """Return the location of a path or URL as a user writes it.
+
+        Raises
+        ------
+        InputError
+            If `place` is empty.
+        """
+        url = os.fspath(place)
+        for prefix in ("file://", "local://"):
+            url = url.removeprefix(prefix)
+        if not url.strip():
+            raise InputError("The location is empty. Give the path or the URL of an OME-Zarr.")
+        if not _is_remote(url):
+            # A worker process may have another working folder.
+            return cls(os.path.abspath(os.path.expanduser(url)), dict(options or {}))
+        return cls(url.rstrip("/"), dict(options or {}))
+
+    def __str__(self) -> str:
+        """Return the path or URL."""
+        return self.url
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether this is a URL."""
+        return _is_remote(self.url)
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return posixpath.basename(self.url.replace(os.sep, "/")) or self.url
+
+    @property
+    def stem(self) -> str:
+        """The last part of the path without what says that it is an OME-Zarr."""
+        return self.name.removesuffix(".zarr").removesuffix(".ome") or self.name
+
+    @property
+    def parent(self) -> Location:
+        """The folder above."""
+        return Location(posixpath.dirname(self.url), self.options)
+
+    def child(self, path: str) -> Location:
+        """Return a location below this one; `path` has slashes between its parts."""
+        clean = posixpath.normpath(path).lstrip("/")
+        return self if clean == "." else Location(f"{self.url}/{clean}", self.options)
+
+    def filesystem(self) -> tuple[Any, str]:
+        """Return the fsspec file system and the path in it.
+
+        Raises
+        ------
+        InputError
+            If fsspec knows no such protocol, or the package for it is not installed.
+        """
+        if not self.is_remote:
+            return fsspec.filesystem("file"), self.url
+        try:
+            system, path = fsspec.core.url_to_fs(self.url, **self.options)
+        except (ImportError, ValueError, TypeError) as error:
+            raise InputError(
+                f"'{self.url}' cannot be opened ({one_line(error)}). Check the protocol, the "
+                "storage options and that the package for it is installed (s3fs for s3://)."
+            ) from error
+        return system, path
+
+    def read_text(self, key: str) -> str | None:
+        """Return the text of a small file in this folder, None where there is none.
+
+        Raises
+        ------
+        PermissionError
+            If the file, or the place where it would be, may not be read.
+        """
+        system, path = self.filesystem()
+        try:
+            data: bytes = system.cat_file(f"{path.rstrip('/')}/{key}")
+        except _MISSING:
+            return None
+        except Exception as error:
+            # HTTP answers are of a class of aiohttp's own, which is no OSError.
+            if getattr(error, "status", None) in (401, 403):
+                raise PermissionError(one_line(error)) from error
+            raise
+        return data.decode("utf-8-sig", errors="replace")
+
+    def write_text(self, key: str, text: str) -> None:
+        """Write a small file into this folder: all of it or nothing."""
+        if not self.is_remote:
+            path = Path(self.url, key)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(f"{path.name}.{os.getpid()}.part")
+            part.write_text(text, encoding="utf-8")
+            os.replace(part, path)
+            return
+        system, root = self.filesystem()
+        system.pipe_file(f"{root.rstrip('/')}/{key}", text.encode())
+
+    def write_json(self, key: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON document into this folder."""
+        self.write_text(key, json.dumps(content, indent=2))
+
+    def exists(self) -> bool:
+        """Tell whether anything is here; an empty folder counts as nothing."""
+        return bool(self.listing()) or self._is_file()
+
+    def listing(self) -> list[str]:
+        """Return the names in this folder, nothing where there is no folder."""
+        system, path = self.filesystem()
+        # Another instance may have written here: the listing that this one kept is old.
+        system.invalidate_cache()
+        try:
+            found = [str(entry) for entry in system.ls(path, detail=False)]
+        except _MISSING:
+            return []
+        names = [posixpath.basename(entry.rstrip("/")) for entry in found]
+        own = path.rstrip("/")
+        return [
+            name
+            for name, entry in zip(names, found, strict=True)
+            if name and entry.rstrip("/").removeprefix("/") != own.removeprefix("/")
+        ]
+
+    def _is_file(self) -> bool:
+        """Tell whether a file, not a folder, is here."""
+        system, path = self.filesystem()
+        return bool(system.isfile(path))
+
+    def remove(self) -> None:
+        """Remove this folder and all below it; the zarr markers go last."""
+        system, path = self.filesystem()
+        for name in self.listing():
+            if name not in MARKERS:
+                system.rm(f"{path}/{name}", recursive=True)
+        system.invalidate_cache()
+        if system.exists(path):
+            system.rm(path, recursive=True)
+        system.invalidate_cache()
+
+    def store(self, *, read_only: bool) -> Store:
+        """Return a zarr store of this folder, for this process."""
+        if not self.is_remote:
+            return LocalStore(self.url, read_only=read_only)
+        return FsspecStore.from_url(
+            self.url, storage_options=dict(self.options), read_only=read_only
+        )
+
+
+def _is_remote(url: str) -> bool:
+    """Tell whether this is an fsspec URL, chained or not."""
+    return "://" in url or "::" in url
+
+
+def remove_store(location: str | Path, storage_options: Mapping[str, Any] | None = None) -> None:
+    """Remove a zarr store and everything in it; nothing happens where there is nothing.
+
+    Parameters
+    ----------
+    location : str or Path
+        Path or fsspec URL.
+    storage_options : mapping, optional
+        Options for fsspec.
+
+    Raises
+    ------
+    OutputError
+        If the folder is not a zarr store (it may hold something dear), or cannot be removed.
+    """
+    place = Location.of(location, storage_options)
+    with outputs("remove", f"'{place}'"):
+        if not place.exists():
+            return
+        if not set(MARKERS) & set(place.listing()):
+            raise OutputError(
+                f"'{place}' is not a Zarr store, so it is not removed. Choose another output, or "
+                "remove it by hand."
+            )
+        place.remove()
+
+
+@contextmanager
+def outputs(verb: str, what: str) -> Iterator[None]:
+    """Turn what a disk or server refuses while `what` is written into one line.
+
+    Raises
+    ------
+    OutputError
+        In place of every other exception.
+    """
+    try:
+        yield
+    except (TileregError, MemoryError):
+        raise
+    except Exception as error:
+        # Storage backends raise classes of their own beside OSError.
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "Free some space" if full else "Check permissions and connection"
+        raise OutputError(f"Cannot {verb} {what} ({one_line(error)}). {remedy}.") from error

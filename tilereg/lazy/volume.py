@@ -1,0 +1,219 @@
+"""Warp volumes on disk: one task an output unit, the pyramid level by level from disk.
+
+A task reads the source window that its unit needs, of every channel and time in turn, and writes
+whole units, so no two tasks touch the same file and each can be done again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilereg.lazy.execute import run_tasks
+from tilereg.progress import Progress
+from tilereg.warp import WarpPlan
+from tilereg.windows import Reader, Window, num_windows
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+    from tilereg.windows import ChunkWindow
+
+__all__ = ["EMPTY", "OK", "LevelTask", "VolumeTask", "build_levels", "warp_volume"]
+
+OK, EMPTY = "ok", "empty"
+
+
+class Image(Protocol):
+    """What volumes are read from."""
+
+    def reader(self, level: int = 0, channel: Any = None, time: int = 0) -> Reader:
+        """Return the volume of one channel and time."""
+
+
+class Writer(Protocol):
+    """What volumes are written to."""
+
+    @property
+    def level_grids(self) -> Sequence[Any]:
+        """Where the voxels of every level are."""
+
+    def unit_shape(self, level: int = 0) -> tuple[int, ...]:
+        """Return the voxels that one task writes."""
+
+    def units(self, level: int = 0) -> Iterator[ChunkWindow]:
+        """Walk over the windows that one task each writes."""
+
+    def write(
+        self, window: Window, block: NDArray[Any], *, level: int, channel: int, time: int
+    ) -> None:
+        """Write the voxels of a window."""
+
+    def downsample(self, level: int, window: Window, channel: int, time: int) -> None:
+        """Write a window of a level from the level below."""
+
+
+class Finished(Protocol):
+    """Remembers which units are done."""
+
+    def read(self) -> set[int]:
+        """Return the numbers of the units that are done."""
+
+    def add(self, number: int) -> None:
+        """Note that a unit is done."""
+
+    def flush(self) -> None:
+        """Make the notes last."""
+
+
+@dataclass(frozen=True)
+class VolumeTask:
+    """One output unit of one channel and time.
+
+    Parameters
+    ----------
+    number : int
+        Rank among all units of all channels and times.
+    window : Window
+        Voxels of the output.
+    channel : int
+        Channel of the output.
+    source_channel : int
+        Channel of the moving image.
+    time : int
+    """
+
+    number: int
+    window: Window
+    channel: int
+    source_channel: int
+    time: int
+
+
+@dataclass(frozen=True)
+class LevelTask:
+    """One unit of a coarser level, of one channel and time."""
+
+    level: int
+    window: Window
+    channel: int
+    time: int
+
+
+def warp_volume(
+    image: Image,
+    writer: Writer,
+    plan: WarpPlan,
+    *,
+    channels: Sequence[int],
+    times: Sequence[int],
+    client: Client | None = None,
+    num_workers: int | None = None,
+    progress: Progress,
+    title: str = "warp",
+    finished: Finished | None = None,
+) -> dict[str, int]:
+    """Warp channels and times of an image into the finest level of another.
+
+    Parameters
+    ----------
+    image : Image
+        The moving image; picklable where `client` is given, as is the writer.
+    writer : Writer
+        Its finest level has the grid of `plan`.
+    plan : WarpPlan
+    channels : sequence of int
+        Channels of the moving image, in the order in which they are written.
+    times : sequence of int
+    client : distributed.Client, optional
+        Default: threads of this process.
+    num_workers : int, optional
+        Threads. Default: one a CPU.
+    progress : Progress
+    title : str
+        Name of the stage.
+    finished : Finished, optional
+        Units that need not be done again.
+
+    Returns
+    -------
+    dict of str to int
+        How many units ended 'ok', and how many were 'empty': outside of the moving image.
+    """
+    done = set() if finished is None else finished.read()
+    total = num_windows(writer.level_grids[0].shape, writer.unit_shape(0))
+    tasks = (t for t in _tasks(writer, channels, times) if t.number not in done)
+    counts = {OK: 0, EMPTY: 0}
+    try:
+        with progress.stage(title, total * len(channels) * len(times)) as stage:
+            stage.advance(len(done))
+            work = partial(_warp_unit, image, writer, plan)
+            for task, status in run_tasks(work, tasks, client=client, num_workers=num_workers):
+                counts[status] += 1
+                if finished is not None:
+                    finished.add(task.number)
+                stage.advance()
+    finally:
+        if finished is not None:
+            finished.flush()
+    return counts
+
+
+def _tasks(writer: Writer, channels: Sequence[int], times: Sequence[int]) -> Iterator[VolumeTask]:
+    """Walk over all units, those of one window after each other."""
+    number = 0
+    for unit in writer.units(0):
+        for time in times:
+            for channel, source_channel in enumerate(channels):
+                yield VolumeTask(number, unit.window, channel, source_channel, time)
+                number += 1
+
+
+def _warp_unit(image: Image, writer: Writer, plan: WarpPlan, task: VolumeTask) -> str:
+    """Read, warp and write one unit; return its status."""
+    source = plan.source_window(task.window)
+    place = {"level": 0, "channel": task.channel, "time": task.time}
+    if source.is_empty:
+        # What an earlier, other run may have left there must not stay.
+        block = np.full(task.window.shape, plan.fill_value, dtype=plan.dtype)
+        writer.write(task.window, block, **place)
+        return EMPTY
+    reader = image.reader(level=0, channel=task.source_channel, time=task.time)
+    block = plan.warp(reader.read(source), source, task.window)
+    writer.write(task.window, block, **place)
+    return OK
+
+
+def build_levels(
+    writer: Writer,
+    num_channels: int,
+    num_times: int,
+    *,
+    client: Client | None = None,
+    num_workers: int | None = None,
+    progress: Progress,
+    title: str = "pyramid",
+) -> None:
+    """Write every coarser level from the one below, which is complete on disk by then."""
+    work = partial(_downsample_unit, writer)
+    for level in range(1, len(writer.level_grids)):
+        total = num_windows(writer.level_grids[level].shape, writer.unit_shape(level))
+        tasks = (
+            LevelTask(level, unit.window, channel, time)
+            for unit in writer.units(level)
+            for time in range(num_times)
+            for channel in range(num_channels)
+        )
+        with progress.stage(f"{title}, level {level}", total * num_channels * num_times) as stage:
+            for _ in run_tasks(work, tasks, client=client, num_workers=num_workers):
+                stage.advance()
+
+
+def _downsample_unit(writer: Writer, task: LevelTask) -> None:
+    """Write one unit of a coarser level."""
+    writer.downsample(task.level, task.window, task.channel, task.time)

@@ -1,0 +1,234 @@
+"""The options that several sub-commands share, and the settings that they make.
+
+Typer has no groups of options: here a group is a frozen dataclass, and `grouped` gives a
+command the fields of its groups as options of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+if TYPE_CHECKING:
+    from tilereg.config import Settings
+
+__all__ = [
+    "Channel",
+    "Choice",
+    "Image",
+    "Initial",
+    "Level",
+    "Overwrite",
+    "Place",
+    "Talk",
+    "Transform",
+    "argument",
+    "channel_setting",
+    "grouped",
+    "refuse_together",
+    "resolve_settings",
+]
+
+Image = Annotated[str, typer.Argument(metavar="IMAGE", show_default=False, help="OME-Zarr image.")]
+Transform = Annotated[
+    str,
+    typer.Argument(
+        metavar="TRANSFORM", show_default=False, help="Folder of a run, or its transform.ome.zarr."
+    ),
+]
+Channel = Annotated[
+    str | None,
+    typer.Option(metavar="CHANNEL", help="Channel with the spots: its number, from 0, or name."),
+]
+Level = Annotated[
+    int | None,
+    typer.Option(
+        min=0, metavar="N", help="Pyramid level in which spots are sought; 0 is the finest."
+    ),
+]
+Initial = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Start from this transform instead of searching."),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
+
+_REPLACED = {
+    "input.channel": ("input.fixed_channel", "input.moving_channel"),
+    "compute.workers": ("compute.scheduler", "compute.scheduler_file"),
+    "compute.scheduler": ("compute.workers", "compute.scheduler_file"),
+    "compute.scheduler_file": ("compute.workers", "compute.scheduler"),
+}
+"""What an option takes out of the settings, so that it is never overruled by less."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Talk:
+    """What is said, and how."""
+
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")
+    ] = False
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show where in the code an error comes from.")
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Where settings come from."""
+
+    config: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.toml",
+            help="Read settings from this file; 'tilereg settings --toml' prints a template.",
+        ),
+    ] = None
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="SECTION.KEY=VALUE",
+            help="Change one setting, as in detect.sigma=0.4; may be repeated. 'tilereg settings' "
+            "lists all. Overrides --config; an option such as --level overrides both.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where the work is done. Without any of these: threads of this process."""
+
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Start N worker processes on this machine."),
+    ] = None
+    memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Memory of each of these workers, for example 4GB."),
+    ] = None
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="Use a Dask cluster that runs already: tcp://host:8786."
+        ),
+    ] = None
+    scheduler_file: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="The same, by the file that its scheduler wrote."),
+    ] = None
+
+    def chosen(self) -> dict[str, Any]:
+        """Return the settings that these options stand for."""
+        refuse_together(
+            {
+                "--workers": self.workers,
+                "--scheduler": self.scheduler,
+                "--scheduler-file": self.scheduler_file,
+            },
+            "Only one place can do the work",
+        )
+        return {
+            "compute.workers": self.workers,
+            "compute.memory": self.memory,
+            "compute.scheduler": self.scheduler,
+            "compute.scheduler_file": self.scheduler_file,
+        }
+
+
+def argument(help: str, metavar: str) -> Any:
+    """Return an argument for a file, a folder or an image."""
+    return typer.Argument(metavar=metavar, show_default=False, help=help)
+
+
+def refuse_together(options: Mapping[str, Any], rule: str) -> None:
+    """Stop with a usage error where more than one of these options is given."""
+    given = [name for name, value in options.items() if value]
+    if len(given) > 1:
+        raise typer.BadParameter(f"{' and '.join(given)} are given together. {rule}: keep one.")
+
+
+def channel_setting(text: str | None) -> int | str | None:
+    """Return a channel's number where digits are given, else its name."""
+    return int(text) if text is not None and text.isdecimal() else text
+
+
+def resolve_settings(choice: Choice, chosen: Mapping[str, Any] | None = None) -> Settings:
+    """Return the settings of a command.
+
+    Parameters
+    ----------
+    choice : Choice
+        The file, and the single settings that go before it.
+    chosen : mapping of str to object, optional
+        ``section.key`` and value of what options of their own say; these go before both.
+        None: not given.
+
+    Raises
+    ------
+    SettingsError
+        If a setting is unknown or has a value that is not allowed.
+    """
+    from tilereg.config import Settings
+
+    settings = Settings() if choice.config is None else Settings.from_toml(choice.config)
+    settings = settings.with_overrides(choice.assignments or ())
+    given = {name: value for name, value in (chosen or {}).items() if value is not None}
+    tables = settings.model_dump(exclude_none=True)
+    for name in (other for option in given for other in _REPLACED.get(option, ())):
+        section, _, key = name.partition(".")
+        tables[section].pop(key, None)
+    for name, value in given.items():
+        section, _, key = name.partition(".")
+        tables[section][key] = value
+    settings = Settings.from_mapping(tables, place="the options")
+    if "compute.memory" in given and settings.compute.workers is None:
+        raise typer.BadParameter(
+            "--memory is that of the workers which --workers starts. Give --workers as well."
+        )
+    return settings
+
+
+def grouped(function: Callable[..., None]) -> Callable[..., None]:
+    """Return a command whose dataclass parameters are spread into one option a field."""
+    groups: dict[str, type[Any]] = {}
+    parameters: list[Parameter] = []
+    hints = get_type_hints(function, include_extras=True)
+    for name, parameter in signature(function).parameters.items():
+        kind = hints[name]
+        if isinstance(kind, type) and is_dataclass(kind):
+            groups[name] = kind
+            parameters += _options(kind)
+        else:
+            parameters.append(parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=kind))
+
+    @wraps(function)
+    def command(**values: Any) -> None:
+        for name, kind in groups.items():
+            values[name] = kind(**{field.name: values.pop(field.name) for field in fields(kind)})
+        function(**values)
+
+    # Typer reads both.
+    command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    return command
+
+
+def _options(group: type[Any]) -> list[Parameter]:
+    """Return the fields of a group as parameters."""
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        Parameter(
+            field.name,
+            Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(group)
+    ]

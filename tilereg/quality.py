@@ -1,0 +1,199 @@
+"""How good a registration is, from what did not enter it, as plain numbers for ``qc.json``."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import chi2
+
+from tilereg.grid import Grid
+from tilereg.matching import Match
+from tilereg.metrics import NccSums
+from tilereg.points import Correspondences, Spots
+from tilereg.transform import Transform
+from tilereg.warp import source_window, warp_block
+from tilereg.windows import Reader, iter_windows
+
+__all__ = ["correlation", "describe_field", "describe_match", "describe_residuals"]
+
+Floats = NDArray[np.float64]
+
+_MOST_SAMPLES = 200_000
+_BLOCK = {2: (512, 512), 3: (64, 128, 128)}
+_MOST_BLOCKS = 64
+
+
+def describe_match(match: Match, num_fixed: int, num_moving: int) -> dict[str, Any]:
+    """Return how many spots found a partner, and how many would by chance."""
+    return {
+        "status": match.status,
+        "message": match.message,
+        "pairs": len(match.correspondences),
+        "share_matched": match.share_matched,
+        "share_chance": match.share_chance,
+        "share_of_moving_without_partner": match.w,
+        "evidence_log10": _finite(match.evidence),
+        "model": match.model,
+        "beta_um": _finite(match.beta),
+        "pair_sigma_um": _finite(match.residual_sigma),
+        "num_fixed": num_fixed,
+        "num_moving": num_moving,
+        "details": _plain(match.details),
+    }
+
+
+def describe_residuals(
+    pairs: Correspondences, transform: Transform, fixed: Spots, moving: Spots, spacing: Floats
+) -> dict[str, Any]:
+    """Return residuals of held-out and of fitted pairs, beside what localisation alone explains.
+
+    Parameters
+    ----------
+    pairs : Correspondences
+    transform : Transform
+    fixed, moving : Spots
+        The clouds that the pairs were chosen from.
+    spacing : (D,) ndarray, micrometre
+        Voxel of the moving image, for residuals in voxels.
+    """
+    gap = transform(pairs.fixed) - pairs.moving if len(pairs) else np.empty((0, len(spacing)))
+    ours = np.nan_to_num(fixed.localisation[pairs.fixed_index])
+    theirs = np.nan_to_num(moving.localisation[pairs.moving_index])
+    # The median of the norm of D independent normal numbers of one deviation.
+    to_median = math.sqrt(float(chi2.ppf(0.5, len(spacing))))
+    floor = float(np.median(np.hypot(ours, theirs))) * to_median if len(pairs) else math.nan
+    held_out = _residual_row(gap[pairs.held_out], spacing)
+    excess = math.nan
+    if held_out["median_um"] is not None and math.isfinite(floor):
+        excess = math.sqrt(max(held_out["median_um"] ** 2 - floor**2, 0.0))
+    return {
+        "held_out": held_out,
+        "fitted": _residual_row(gap[~pairs.held_out], spacing),
+        "floor_um": _finite(floor),
+        "excess_um": _finite(excess),
+    }
+
+
+def _residual_row(gap: Floats, spacing: Floats) -> dict[str, Any]:
+    """Return count, median and 95th percentile of residual vectors, in both units."""
+    if not len(gap):
+        keys = ("median_um", "p95_um", "median_voxel", "p95_voxel")
+        return {"count": 0, **dict.fromkeys(keys)}
+    size, voxels = np.linalg.norm(gap, axis=1), np.linalg.norm(gap / spacing, axis=1)
+    return {
+        "count": len(gap),
+        "median_um": float(np.median(size)),
+        "p95_um": float(np.percentile(size, 95)),
+        "median_voxel": float(np.median(voxels)),
+        "p95_voxel": float(np.percentile(voxels, 95)),
+    }
+
+
+def describe_field(transform: Transform, grid: Grid) -> dict[str, Any]:
+    """Return the size of the transform over the fixed grid, and where it folds.
+
+    Cells of the lattice are halved until they number some ten thousand; a cell counts as folded
+    where the Jacobian determinant at its centre is not above zero.
+    """
+    low, high = grid.bounds
+    points = _cell_centres(low, high, transform)
+    moved = transform(points)
+    jacobian = np.linalg.det(transform.jacobian(points))
+    shift = np.linalg.norm(moved - points, axis=1)
+    field = (
+        np.zeros(1) if transform.field is None else np.linalg.norm(transform.field(points), axis=1)
+    )
+    return {
+        "affine_matrix": transform.affine.matrix.tolist(),
+        "affine_offset_um": transform.affine.offset.tolist(),
+        "lattice_nodes": None if transform.field is None else list(transform.field.nodes),
+        "lattice_spacing_um": None if transform.field is None else transform.field.spacing.tolist(),
+        "median_displacement_um": float(np.median(shift)),
+        "max_displacement_um": float(shift.max()),
+        "max_nonaffine_um": float(field.max()),
+        "jacobian_min": float(jacobian.min()),
+        "jacobian_max": float(jacobian.max()),
+        "cells_checked": len(points),
+        "fold_share": float((jacobian <= 0).mean()),
+    }
+
+
+def _cell_centres(low: Floats, high: Floats, transform: Transform) -> Floats:
+    """Return the centres of cells at most half a lattice spacing wide, bounded in number."""
+    extent = np.maximum(high - low, 0.0)
+    step = extent / 16 if transform.field is None else transform.field.spacing / 2
+    counts = np.maximum(1, np.ceil(extent / np.maximum(step, 1e-12))).astype(np.int64)
+    while counts.prod() > _MOST_SAMPLES:
+        counts = np.maximum(1, counts * 3 // 4)
+    axes = [a + (np.arange(n) + 0.5) * e / n for a, e, n in zip(low, extent, counts, strict=True)]
+    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(low))
+
+
+def correlation(
+    fixed: Reader, fixed_grid: Grid, moving: Reader, moving_grid: Grid, transform: Transform
+) -> dict[str, Any]:
+    """Return the correlation of the images before and after, where both exist after warping.
+
+    Read block by block; of large images some blocks spread over the volume are looked at.
+
+    Returns
+    -------
+    dict
+        'before' and 'after', null where nothing overlaps, the number of voxels compared, and the
+        number of blocks.
+    """
+    identity = Transform.identity(transform.ndim)
+    ones = np.ones((1,) * transform.ndim, dtype=np.uint8)
+    before, after = NccSums(), NccSums()
+    blocks = list(itertools.islice(iter_windows(fixed_grid.shape, _BLOCK[transform.ndim]), 10**6))
+    picked = np.unique(np.linspace(0, len(blocks) - 1, min(len(blocks), _MOST_BLOCKS)).astype(int))
+    for number in picked:
+        window = blocks[number].window
+        need = source_window(transform, fixed_grid, window, moving_grid, 1)
+        if need.is_empty:
+            continue
+        cover = warp_block(
+            np.broadcast_to(ones, need.shape), need, transform, fixed_grid, window, moving_grid,
+            order=0,
+        )  # fmt: skip
+        if not cover.any():
+            continue
+        mask = cover > 0
+        reference = fixed.read(window)
+        for sums, map_ in (("before", identity), ("after", transform)):
+            source = source_window(map_, fixed_grid, window, moving_grid, 1)
+            values = moving.read(source)
+            warped = warp_block(values, source, map_, fixed_grid, window, moving_grid, order=1)
+            if sums == "before":
+                before = before.add(reference, warped, mask)
+            else:
+                after = after.add(reference, warped, mask)
+    return {
+        "before": _finite(before.ncc),
+        "after": _finite(after.ncc),
+        "voxels": after.count,
+        "blocks": len(picked),
+        "blocks_of": len(blocks),
+    }
+
+
+def _finite(value: float) -> float | None:
+    """Return a number that JSON can hold: very negative for -inf, None for NaN."""
+    if math.isnan(value):
+        return None
+    return max(min(float(value), 1e308), -1e308)
+
+
+def _plain(value: Any) -> Any:
+    """Return nested values with only finite numbers."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, (float, np.floating)):
+        return _finite(float(value))
+    return value

@@ -1,0 +1,262 @@
+"""Single steps of a registration, from file to file, for those who put their own order together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tilereg import stages
+from tilereg.config import Settings
+from tilereg.grid import Grid
+from tilereg.io.files import check_free
+from tilereg.io.ome_zarr import OmeZarrImage, open_image
+from tilereg.io.stores import Location
+from tilereg.io.tables import read_points, read_spots, write_matches, write_points, write_spots
+from tilereg.io.transforms import read_affine, read_transform, write_transform
+from tilereg.matching import Match, match_spots
+from tilereg.pipeline import MATCHES, QC, TRANSFORM, require
+from tilereg.points import Spots
+from tilereg.progress import Progress, Silent
+from tilereg.quality import describe_match, describe_residuals
+from tilereg.transform import Affine
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+__all__ = ["PointsResult", "detect", "match", "points", "warp"]
+
+
+def detect(
+    image: str | Path,
+    table: str | Path,
+    *,
+    settings: Settings | None = None,
+    client: Client | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Spots:
+    """Find the spots of an image and write them to a Parquet table.
+
+    Parameters
+    ----------
+    image : str or Path
+        OME-Zarr image; channel, level and time as the settings say.
+    table : str or Path
+        Parquet file to write.
+    settings, client, progress
+        As in `tilereg.register`.
+    overwrite : bool
+        Whether the table may exist.
+
+    Raises
+    ------
+    ImageError, InputError, OutputError
+        If the image cannot be read, or the table exists or cannot be written.
+    """
+    resolved = Settings() if settings is None else settings
+    check_free(table, overwrite=overwrite)
+    source = stages.choose(open_image(image), resolved)
+    report = Silent() if progress is None else progress
+    spots = stages.find_spots(source, resolved, client, report, "detect")
+    write_spots(table, spots, overwrite=overwrite)
+    return spots
+
+
+def match(
+    fixed_table: str | Path,
+    moving_table: str | Path,
+    output: str | Path,
+    *,
+    settings: Settings | None = None,
+    initial: str | Path | Affine | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Match:
+    """Match two tables of points; write the transform, the matches and ``qc.json``.
+
+    Parameters
+    ----------
+    fixed_table, moving_table : str or Path
+        Parquet or CSV with columns z, y, x (y, x in 2D) in micrometre.
+    output : str or Path
+        Folder that is made.
+    settings : Settings, optional
+        The sections `match` and `initial` are used.
+    initial : str, Path or Affine, optional
+        First affine, fixed to moving.
+    overwrite : bool
+        Whether the files of an earlier match in the folder are replaced.
+
+    Raises
+    ------
+    InputError
+        If a table cannot be used.
+    OutputError
+        If the output exists or cannot be written.
+    RegistrationError
+        If chance explains the matches: nothing is written then.
+    """
+    resolved = Settings() if settings is None else settings
+    report = Silent() if progress is None else progress
+    folder = Location.of(output)
+    for name in (TRANSFORM, MATCHES, QC):
+        check_free(folder.child(name).url, overwrite=overwrite)
+    fixed, moving = read_spots(fixed_table), read_spots(moving_table)
+    chosen, rotation = resolved.match, resolved.initial.max_rotation
+    with report.stage("match"):
+        found = match_spots(
+            fixed,
+            moving,
+            method=chosen.method,
+            initial=_start(initial, resolved, fixed.ndim),
+            max_rotation=180.0 if rotation is None else rotation,
+            w=chosen.w,
+            beta=chosen.beta,
+            held_out=chosen.held_out,
+            max_iterations=chosen.max_iterations,
+            seed=chosen.seed,
+        )
+    require(found)
+    grid = _grid_around(fixed, found)
+    write_transform(
+        folder.child(TRANSFORM).url,
+        found.transform,
+        fixed_grid=grid,
+        provenance={"model": found.model, "pairs": len(found.correspondences)},
+        overwrite=overwrite,
+    )
+    write_matches(folder.child(MATCHES).url, found.correspondences, overwrite=overwrite)
+    folder.write_json(QC, _figures(found, fixed, moving))
+    return found
+
+
+def _start(initial: str | Path | Affine | None, settings: Settings, ndim: int) -> Affine | None:
+    """Return the affine to start from, None for a search."""
+    if isinstance(initial, Affine):
+        return initial
+    if initial is not None:
+        return read_affine(initial)
+    if settings.initial.method == "file":
+        return read_affine(str(settings.initial.file))
+    return Affine.identity(ndim) if settings.initial.method == "none" else None
+
+
+def _grid_around(spots: Spots, found: Match) -> Grid:
+    """Return a grid over the fixed spots, one voxel for the mean distance of neighbours."""
+    low, high = spots.positions.min(axis=0), spots.positions.max(axis=0)
+    step = found.spacing
+    shape = tuple(int(n) for n in np.ceil((high - low) / step).astype(np.int64) + 1)
+    return Grid(shape=shape, spacing=(step,) * spots.ndim, origin=tuple(low.tolist()))
+
+
+def _figures(found: Match, fixed: Spots, moving: Spots) -> dict[str, Any]:
+    """Return the content of ``qc.json`` for a match of tables; a voxel is a micrometre."""
+    ones = np.ones(fixed.ndim)
+    residual = describe_residuals(found.correspondences, found.transform, fixed, moving, ones)
+    for row in ("held_out", "fitted"):
+        residual[row] = {k: v for k, v in residual[row].items() if not k.endswith("_voxel")}
+    return {
+        "status": found.status,
+        "matches": describe_match(found, len(fixed), len(moving)),
+        "residual": residual,
+    }
+
+
+def warp(
+    image: str | Path,
+    transform: str | Path,
+    output: str | Path,
+    *,
+    like: str | Path,
+    settings: Settings | None = None,
+    client: Client | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> OmeZarrImage:
+    """Write an image on another image's grid with a transform from a run.
+
+    Parameters
+    ----------
+    image : str or Path
+        OME-Zarr image in the moving world.
+    transform : str or Path
+        A run's ``transform.ome.zarr``, or the run's folder.
+    output : str or Path
+        OME-Zarr to write.
+    like : str or Path
+        OME-Zarr image whose grid is used.
+    settings, client, progress
+        As in `tilereg.register`; the sections `warp` and `output` are used.
+    overwrite : bool
+        Whether an OME-Zarr at the output is removed first.
+
+    Raises
+    ------
+    ImageError, InputError, OutputError
+        If something cannot be read or written.
+    """
+    resolved = Settings() if settings is None else settings
+    report = Silent() if progress is None else progress
+    moving, target = open_image(image), open_image(like)
+    map_ = read_transform(_transform_at(transform))
+    stages.check_ndim(moving, map_, "The image")
+    stages.check_ndim(target, map_, "The image to be like")
+    stages.write_replacing(
+        moving, target.grid, map_, output, resolved, client=client, progress=report,
+        overwrite=overwrite,
+    )  # fmt: skip
+    return open_image(output)
+
+
+def _transform_at(place: str | Path) -> str:
+    """Return the location of a transform, given itself or its run's folder."""
+    location = Location.of(place)
+    return location.child(TRANSFORM).url if TRANSFORM in location.listing() else location.url
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointsResult:
+    """How many points were mapped, and how many could not be (they are NaN in the table)."""
+
+    count: int
+    num_failed: int
+
+
+def points(
+    table: str | Path,
+    transform: str | Path,
+    output: str | Path,
+    *,
+    inverse: bool = False,
+    overwrite: bool = False,
+) -> PointsResult:
+    """Map a table of points, fixed to moving or, with `inverse`, moving to fixed.
+
+    Parameters
+    ----------
+    table : str or Path
+        CSV or Parquet with columns z, y, x (y, x in 2D) in micrometre; other columns are kept.
+    transform : str or Path
+        A run's ``transform.ome.zarr``, or the run's folder.
+    output : str or Path
+        CSV or Parquet to write, rows in the same order.
+
+    Returns
+    -------
+    PointsResult
+
+    Raises
+    ------
+    InputError, OutputError
+        If a file cannot be used.
+    """
+    check_free(output, overwrite=overwrite)
+    rows = read_points(table)
+    map_ = read_transform(_transform_at(transform))
+    moved = map_.inverse(rows.positions) if inverse else map_(rows.positions)
+    write_points(output, rows, moved, overwrite=overwrite)
+    failed = int(np.isnan(moved).any(axis=1).sum())
+    return PointsResult(count=len(moved), num_failed=failed)

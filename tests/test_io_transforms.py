@@ -320,7 +320,7 @@ def test_failed_write_leaves_what_was_there(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("tilereg.io.transforms._create_array", fail)
-    with pytest.raises(OutputError, match=r"Cannot write '.*t.zarr': No space left on device\."):
+    with pytest.raises(OutputError, match=r"Cannot write '.*t.zarr' .*No space left .* Free some"):
         write_transform(place, Transform.identity(2), fixed_grid=grid, overwrite=True)
     assert same(read_transform(place), first)
     assert [p.name for p in tmp_path.iterdir()] == ["t.zarr"]
@@ -332,6 +332,13 @@ def test_output_below_a_file(tmp_path: Path) -> None:
         write_transform(
             tmp_path / "file" / "t.zarr", Transform.identity(2), fixed_grid=fixed_grid(2)
         )
+
+
+def test_transform_out_of_reach() -> None:
+    with pytest.raises(
+        ImageError, match=r"Cannot read the transform at 'http://127.0.0.1:9/t.zarr'"
+    ):
+        read_transform("http://127.0.0.1:9/t.zarr")
 
 
 def test_missing_transform(tmp_path: Path) -> None:

@@ -91,8 +91,8 @@ def position_bounds(block: BlockMap) -> tuple[Floats, Floats]:
     """Return the smallest and the largest position (3,) that a block's voxels can have.
 
     In each cell of the lattice the affine part is extreme at the corners of the cell's voxels,
-    and the displacement lies between the coefficients that support the cell. The box around
-    all cells of the block is a true bound, and tighter than one of the block as a whole.
+    and the displacement lies between Bezier points. The box around all cells of the block is a
+    true bound, and tighter than one of the block as a whole.
     """
     axes = (0, 1, 2)
     edges = [_segments(n) for n in block.nodes]
@@ -103,8 +103,8 @@ def position_bounds(block: BlockMap) -> tuple[Floats, Floats]:
     high = _affine_extremes(block, lasts, firsts)
     if len(block.segments) > 1:
         margin = _ROUNDING * np.abs(block.coefficients).max(axis=axes)
-        low += _extreme_coefficients(block.coefficients, cells, np.minimum) - margin
-        high += _extreme_coefficients(block.coefficients, cells, np.maximum) + margin
+        low += _extreme_displacements(block.coefficients, cells, np.minimum) - margin
+        high += _extreme_displacements(block.coefficients, cells, np.maximum) + margin
     return np.clip(low.min(axis=axes), -_FAR, _FAR), np.clip(high.max(axis=axes), -_FAR, _FAR)
 
 
@@ -127,12 +127,19 @@ def _affine_extremes(block: BlockMap, rising: list[Integers], falling: list[Inte
     return position
 
 
-def _extreme_coefficients(coefficients: Floats, cells: list[Integers], extreme: np.ufunc) -> Floats:
-    """Return the smallest or largest of the coefficients (.., 3) that support each cell."""
+def _extreme_displacements(
+    coefficients: Floats, cells: list[Integers], extreme: np.ufunc
+) -> Floats:
+    """Return a lower or an upper bound (.., 3) of the displacement in each cell.
+
+    Axis by axis: the spline's Bezier points in a cell enclose it, more tightly than its
+    coefficients do. The weights of the axes that are left are positive, so bounds of their
+    coefficients bound the whole.
+    """
     for axis, first in enumerate(cells):
-        coefficients = extreme.reduce(
-            [np.take(coefficients, first + a, axis=axis) for a in range(4)]
-        )
+        a, b, c, d = (np.take(coefficients, first + k, axis=axis) for k in range(4))
+        points = [(a + 4 * b + c) / 6, (2 * b + c) / 3, (b + 2 * c) / 3, (b + 4 * c + d) / 6]
+        coefficients = extreme.reduce(points)
     return coefficients
 
 

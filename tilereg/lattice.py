@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,8 +133,19 @@ class NormalEquations:
         kernels.assemble(embed(points), weights, values, order, origin, 1 / spacing, matrix, right)
         return cls(lattice, matrix, right)
 
+    @cached_property
+    def _diagonals(self) -> Floats:
+        """The stencil by offset, (7, 7, 7, K) over the K nodes in C order."""
+        by_offset = self.matrix.transpose(3, 4, 5, 0, 1, 2)
+        return np.ascontiguousarray(by_offset).reshape(7, 7, 7, -1)
+
     def multiply(self, coefficients: Floats) -> Floats:
         """Return ``B' W B c`` for (n0, n1, n2, D) coefficients."""
-        out = np.empty_like(coefficients)
-        kernels.multiply(self.matrix, coefficients, out)
-        return out
+        nodes = np.array(coefficients.shape[:3], dtype=np.int64)
+        vector = np.ascontiguousarray(np.moveaxis(coefficients, -1, 0))
+        out = np.empty_like(vector)
+        num = len(vector)
+        kernels.multiply_planes(
+            self._diagonals, nodes, vector.reshape(num, -1), out.reshape(num, -1)
+        )
+        return np.ascontiguousarray(np.moveaxis(out, 0, -1))

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,6 +48,8 @@ BLOCK_SIDE = {2: 1024, 3: 128}
 SMALLEST, LARGEST, STEP = 1.0, 8.0, math.sqrt(2)
 FEWEST = 4
 
+# Sizes that are measured at a time: each holds a response as large as the sample.
+_MOST_THREADS = 4
 
 @dataclass(frozen=True)
 class ArrayReader:
@@ -240,9 +244,10 @@ def _choose_sigma(sample: _Sample, false_share: float) -> tuple[float, ...]:
     sizes = candidate_sigmas(grid)
     long_axes = sum(n > 1 for n in grid.shape)
     best, chosen = 0.0, None
-    for size in sizes:
-        sigma = as_sigma(size, grid)
-        found = sample.statistics(sigma)
+    sigmas = [as_sigma(size, grid) for size in sizes]
+    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
+        all_found = list(pool.map(sample.statistics, sigmas))
+    for size, sigma, found in zip(sizes, sigmas, all_found, strict=True):
         threshold = sample.threshold(sigma, found, false_share)
         heights = found.maxima[found.maxima > threshold]
         if len(heights) < FEWEST:

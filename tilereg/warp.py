@@ -36,8 +36,8 @@ ORDERS = (0, 1, 3)
 
 # Rows, weights and small objects of one block; measured by the tests.
 _OVERHEAD = 2**20
-# Three float64 each: the lattice twice, and the bounds' four shifted copies, extremes and sums.
-_BYTES_A_NODE = 24 * 9
+# Three float64 each: the lattice twice, and the bounds' shifted copies, points and sums.
+_BYTES_A_NODE = 24 * 16
 
 
 @dataclass(frozen=True)
@@ -204,10 +204,10 @@ def source_window(
 ) -> Window:
     """Return which voxels of the moving volume a block of the output can need.
 
-    A true bound, not a guess from corners or sides: in each cell of the lattice, B-splines keep
-    the displacement between the smallest and the largest coefficient that supports the cell, and
-    the affine part is extreme at the corners of the cell's voxels. The box around all cells of
-    the block, padded by the reach of the interpolation, is clipped to the volume.
+    A true bound, not a guess from corners or sides: in each cell of the lattice, the
+    displacement lies between the spline's smallest and largest Bezier point, and the affine part
+    is extreme at the corners of the cell's voxels. The box around all cells of the block, padded
+    by the reach of the interpolation, is clipped to the volume.
 
     Parameters
     ----------

@@ -17,7 +17,7 @@ from tilereg.io.pyramid import plan_levels
 from tilereg.io.stores import Location, outputs, remove_store
 from tilereg.io.writing import ImageWriter, write_group
 
-__all__ = ["create_image"]
+__all__ = ["begin_image", "create_image", "plan_image"]
 
 
 def create_image(
@@ -88,6 +88,54 @@ def create_image(
     OutputError
         If something is at the location already, or it cannot be written.
     """
+    writer = plan_image(
+        location,
+        grid=grid,
+        dtype=dtype,
+        axes=axes,
+        channels=channels,
+        num_times=num_times,
+        version=version,
+        chunks=chunks,
+        shards=shards,
+        levels=levels,
+        compression=compression,
+        fill_value=fill_value,
+        name=name,
+        omero=omero,
+        is_label=is_label,
+        storage_options=storage_options,
+    )
+    begin_image(writer, overwrite=overwrite, resume=resume)
+    return writer
+
+
+def plan_image(
+    location: str | Path,
+    *,
+    grid: Grid,
+    dtype: DTypeLike,
+    axes: Sequence[str] | None = None,
+    channels: Sequence[str] = (),
+    num_times: int = 1,
+    version: str = "0.5",
+    chunks: Sequence[int] | None = None,
+    shards: Sequence[int] | None = None,
+    levels: int | None = None,
+    compression: str = "zstd",
+    fill_value: float = 0,
+    name: str | None = None,
+    omero: Mapping[str, Any] | None = None,
+    is_label: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+) -> ImageWriter:
+    """Check the arguments of `create_image` and return its writer; nothing is written yet.
+
+    Raises
+    ------
+    InputError
+        If an argument breaks a rule.
+    """
     place = Location.of(location, storage_options)
     kind = layout.check_dtype(dtype, is_label=is_label)
     _check_choices(version, compression, shards, num_times, levels)
@@ -107,7 +155,7 @@ def create_image(
         fill_value=fill_value,
         zarr_format=3 if version == "0.5" else 2,
     )
-    writer = ImageWriter(
+    return ImageWriter(
         place=place,
         name=name or place.stem,
         version="0.5" if version == "0.5" else "0.4",
@@ -119,8 +167,6 @@ def create_image(
         omero=omero,
         is_label=is_label,
     )
-    _prepare(writer, overwrite=overwrite, resume=resume)
-    return writer
 
 
 def _check_choices(
@@ -146,8 +192,16 @@ def _check_choices(
         )
 
 
-def _prepare(writer: ImageWriter, *, overwrite: bool, resume: bool) -> None:
-    """Write the groups and array documents, or check those that are there."""
+def begin_image(writer: ImageWriter, *, overwrite: bool = False, resume: bool = False) -> None:
+    """Write the groups and array documents of a planned image, or check those that are there.
+
+    Raises
+    ------
+    InputError
+        If a label image would be of another version than its image.
+    OutputError
+        If something is at the location already, or it cannot be written.
+    """
     place = writer.place
     if writer.is_label and place.parent.name == "labels":
         image = read_node(place.parent.parent)

@@ -18,14 +18,17 @@ _POSITIONS = ("defaultZ", "defaultT")
 _COLOURS = ("00FF00", "FF00FF", "00FFFF", "FFFF00", "FF0000", "0000FF")
 
 
-def group_document(version: str, attributes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def group_document(
+    version: str, attributes: Mapping[str, Any], others: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
     """Return the metadata documents of a zarr group: file name -> JSON object.
 
     `attributes` are what NGFF keeps in the group; none for a group that is no image yet.
+    `others` are what a 0.5 group keeps beside them.
     """
     if version == "0.5":
-        ome = {"ome": dict(attributes)} if attributes else {}
-        return {"zarr.json": {"zarr_format": 3, "node_type": "group", "attributes": ome}}
+        content = {**others, "ome": dict(attributes)} if attributes else dict(others)
+        return {"zarr.json": {"zarr_format": 3, "node_type": "group", "attributes": content}}
     documents: dict[str, dict[str, Any]] = {".zgroup": {"zarr_format": 2}}
     if attributes:
         documents[".zattrs"] = dict(attributes)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tilereg.errors import InputError, OutputError
-from tilereg.io.stores import Location
+from tilereg.io.stores import Location, outputs
 
 __all__ = ["check_free", "first_line", "opened", "replaced", "suffix_of"]
 
@@ -80,8 +80,8 @@ def replaced(location: str | Path, *, overwrite: bool) -> Iterator[BinaryIO]:
     """
     place = Location.of(location)
     system, path = place.filesystem()
-    try:
-        check_free(location, overwrite=overwrite)
+    check_free(location, overwrite=overwrite)
+    with outputs("write", f"'{location}'"):
         if not place.is_remote:
             with _renamed(Path(path)) as stream:
                 yield stream
@@ -91,8 +91,6 @@ def replaced(location: str | Path, *, overwrite: bool) -> Iterator[BinaryIO]:
                 with temporary.open("xb") as stream:
                     yield stream
                 system.put_file(str(temporary), path)
-    except OSError as error:
-        raise OutputError(f"Cannot write '{location}': {first_line(error)}.") from error
 
 
 @contextmanager

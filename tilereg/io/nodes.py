@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tilereg.errors import ImageError
+from tilereg.errors import ImageError, TileregError
 from tilereg.io.metadata import check_version
 from tilereg.io.stores import Location, one_line
 
@@ -61,7 +61,7 @@ def read_document(place: Location, key: str) -> dict[str, Any] | None:
     """
     try:
         text = place.read_text(key)
-    except PermissionError:
+    except (PermissionError, TileregError):
         raise
     except Exception as error:
         # Storage backends raise classes of their own for a host that does not answer.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tilereg.io.creating import create_image
+from tilereg.io.creating import begin_image, create_image, plan_image
 from tilereg.io.reading import Level, OmeZarrImage, ZarrReader, open_image
 from tilereg.io.stores import remove_store
 from tilereg.io.writing import ImageWriter
@@ -12,7 +12,9 @@ __all__ = [
     "Level",
     "OmeZarrImage",
     "ZarrReader",
+    "begin_image",
     "create_image",
     "open_image",
+    "plan_image",
     "remove_store",
 ]

@@ -29,11 +29,11 @@ def plan_levels(
 
     Examples
     --------
-    >>> grids, factors = plan_levels(Grid(shape=(50, 800, 800), spacing=(1.0, 0.3, 0.3)))
+    >>> grids, factors = plan_levels(Grid(shape=(50, 800, 800), spacing=(1.0, 0.25, 0.25)))
     >>> factors
     ((1, 2, 2), (1, 2, 2))
     >>> grids[2].spacing, grids[2].origin
-    ((1.0, 1.2, 1.2), (0.0, 0.45, 0.45))
+    ((1.0, 1.0, 1.0), (0.0, 0.375, 0.375))
     """
     grids, factors = [grid], []
     while len(grids) < num_levels if num_levels is not None else max(grids[-1].shape) > COARSEST:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -301,7 +302,12 @@ def _open(location: Location) -> OmeZarrImage:
 
 def _level(node: Node, number: int, dataset: metadata.Dataset, axes: tuple[str, ...]) -> Level:
     """Read the array of a level and put it into the world."""
-    path, place = dataset.path.strip("/"), str(node.place)
+    path, place = posixpath.normpath(dataset.path).strip("/"), str(node.place)
+    if path in (".", "") or path.startswith(".."):
+        raise ImageError(
+            f"Level {number} of '{place}' has the path '{dataset.path}'. It must be that of an "
+            "array below the image; correct the metadata."
+        )
     key = "zarr.json" if node.zarr_format == 3 else ".zarray"
     document = read_document(node.place.child(path), key)
     if document is None or document.get("node_type", "array") != "array":

@@ -7,22 +7,51 @@ the same on a local disk and in object storage.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import time
 import tomllib
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tilereg.errors import OutputError, TileregError
-from tilereg.io.stores import Location
+from tilereg.errors import OutputError, ResourceError, TileregError
+from tilereg.io.stores import Location, one_line, outputs
 
-__all__ = ["Finished", "RunFolder"]
+__all__ = ["Finished", "RunFolder", "check_apart"]
 
 _MARK = "run.toml"
+_PROGRESS = "progress"
+# Units are noted in batches, but no more than so many, or seconds of work, are ever lost.
 _BATCH = 64
+_SECONDS = 5.0
+
+
+def check_apart(output: str | Path, inputs: Iterable[str | Path]) -> None:
+    """Raise if an input lies in the output, which may be removed.
+
+    Raises
+    ------
+    OutputError
+        Naming both.
+    """
+    folder = _resolved(output)
+    for place in inputs:
+        if f"{_resolved(place)}/".startswith(f"{folder}/"):
+            raise OutputError(
+                f"The input '{place}' lies in the output '{output}', where it could be lost. "
+                "Choose another output."
+            )
+
+
+def _resolved(place: str | Path) -> str:
+    """Return a location without symbolic links."""
+    location = Location.of(place)
+    return location.url if location.is_remote else os.path.realpath(location.url)
 
 
 @dataclass(frozen=True)
@@ -45,9 +74,9 @@ class RunFolder:
         """Return the path or URL of something in the folder."""
         return self.location.child(name).url
 
-    def has(self, name: str) -> bool:
-        """Tell whether something is in the folder."""
-        return name in self.location.listing()
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Return the content of a JSON file of the folder, nothing where there is none."""
+        return dict(json.loads(self.location.read_text(name) or "{}"))
 
     @contextmanager
     def prepared(self, record: str, *, overwrite: bool, resume: bool) -> Iterator[bool]:
@@ -75,42 +104,79 @@ class RunFolder:
         Notes
         -----
         After an error the folder is removed, unless it holds work of an earlier start. After an
-        interrupt it is kept, so that the run can go on.
+        interrupt, and where a machine gave out (`ResourceError`), it is kept, so that the run
+        can go on.
         """
         resumed = self._claim(record, overwrite=overwrite, resume=resume)
         try:
             if not resumed:
                 self.location.write_text(_MARK, record)
             yield resumed
+        except ResourceError as error:
+            if self.location.child(_PROGRESS).listing():
+                raise ResourceError(
+                    f"{error} What is finished is kept in '{self.location}'; --resume goes on."
+                ) from error
+            self._discard()
+            raise
         except (TileregError, OSError) as error:
             if not resumed:
-                self.location.remove()
+                self._discard()
             if isinstance(error, TileregError):
                 raise
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            remedy = "Free some space" if full else "Check permissions and connection"
             raise OutputError(
-                f"Cannot write to '{self.location}': {error.strerror or error}. Free some space "
-                "or choose another place."
+                f"The run in '{self.location}' stopped ({one_line(error)}). {remedy}, or choose "
+                "another place."
             ) from error
 
-    def _claim(self, record: str, *, overwrite: bool, resume: bool) -> bool:
-        """Make sure that the folder is ours; return whether a run goes on in it."""
-        if not self.location.exists():
-            return False
-        found = self.location.read_text(_MARK)
+    def _discard(self) -> None:
+        """Remove the folder; a failure must not hide what went wrong before."""
+        with suppress(OSError, TileregError):
+            self.remove()
+
+    def remove(self) -> None:
+        """Remove the folder; what tells that it is a run's goes last."""
+        for name in self.location.listing():
+            if name != _MARK:
+                self.location.child(name).remove()
+        self.location.remove()
+
+    def check_free(self, *, overwrite: bool = False, resume: bool = False) -> str | None:
+        """Return what the run that is there was asked for, None where there is nothing.
+
+        Raises
+        ------
+        OutputError
+            If the folder is no run's, or a run's that may neither go on nor be removed.
+        """
+        with outputs("use", f"'{self.location}'"):
+            if not self.location.exists():
+                return None
+            found = self.location.read_text(_MARK)
         if found is None:
             raise OutputError(
                 f"'{self.location}' exists and is not the folder of a run (it has no {_MARK}). "
                 "Choose another place; it is not removed, not even with --overwrite."
             )
-        if resume:
-            self._check_same(found, record)
-            return True
-        if not overwrite:
+        if not (overwrite or resume):
             raise OutputError(
                 f"'{self.location}' holds a run already. Choose another place, or go on with "
                 "--resume, or start anew with --overwrite."
             )
-        self.location.remove()
+        return found
+
+    def _claim(self, record: str, *, overwrite: bool, resume: bool) -> bool:
+        """Make sure that the folder is ours; return whether a run goes on in it."""
+        found = self.check_free(overwrite=overwrite, resume=resume)
+        if found is None:
+            return False
+        if resume:
+            self._check_same(found, record)
+            return True
+        with outputs("remove", f"the run in '{self.location}'"):
+            self.remove()
         return False
 
     def _check_same(self, found: str, record: str) -> None:
@@ -129,20 +195,20 @@ class RunFolder:
         if other:
             raise OutputError(
                 f"The run in '{self.location}' cannot go on: {'; '.join(other)}. Use the same "
-                "settings and inputs, or start anew with --overwrite."
+                "settings, inputs and versions, or start anew with --overwrite."
             )
 
     def finished(self, name: str) -> Finished:
         """Return the record of the finished units of a long stage."""
-        return Finished(self.location.child(f"progress/{name}"))
+        return Finished(self.location.child(f"{_PROGRESS}/{name}"))
 
     def mark(self, stage: str, content: dict[str, Any] | None = None) -> None:
         """Say that a stage is complete."""
-        self.location.child("progress").write_json(f"{stage}.json", content or {})
+        self.location.child(_PROGRESS).write_json(f"{stage}.json", content or {})
 
     def marked(self, stage: str) -> dict[str, Any] | None:
         """Return what was said of a complete stage, None where it is not complete."""
-        text = self.location.child("progress").read_text(f"{stage}.json")
+        text = self.location.child(_PROGRESS).read_text(f"{stage}.json")
         return None if text is None else dict(json.loads(text))
 
 
@@ -158,6 +224,7 @@ class Finished:
 
     location: Location
     _pending: list[int] = field(default_factory=list)
+    _since: float = field(default_factory=time.monotonic)
 
     def read(self) -> set[int]:
         """Return all numbers that were written."""
@@ -170,7 +237,7 @@ class Finished:
     def add(self, number: int) -> None:
         """Note one finished unit."""
         self._pending.append(number)
-        if len(self._pending) >= _BATCH:
+        if len(self._pending) >= _BATCH or time.monotonic() - self._since > _SECONDS:
             self.flush()
 
     def flush(self) -> None:
@@ -178,6 +245,7 @@ class Finished:
         if self._pending:
             self.location.write_json(f"{uuid.uuid4().hex}.json", {"units": self._pending})
             self._pending.clear()
+        self._since = time.monotonic()
 
 
 def _flat(tables: dict[str, Any], prefix: str = "") -> dict[str, Any]:

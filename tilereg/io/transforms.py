@@ -24,7 +24,7 @@ from tilereg.errors import ImageError, InputError, OutputError
 from tilereg.grid import Grid
 from tilereg.io import affines, scene
 from tilereg.io.files import check_free, first_line, opened, replaced, suffix_of
-from tilereg.io.stores import Location
+from tilereg.io.stores import Location, outputs
 from tilereg.transform import Affine, DisplacementField, Transform
 
 __all__ = [
@@ -265,7 +265,7 @@ def _published(location: str | Path, *, overwrite: bool) -> Iterator[Path]:
     """Give a folder to fill, which then appears at the location as a whole."""
     place = Location.of(location)
     _check_replaceable(place)
-    try:
+    with outputs("write", f"'{location}'"):
         parent = None
         if not place.is_remote:
             parent = Path(place.url).parent
@@ -278,8 +278,6 @@ def _published(location: str | Path, *, overwrite: bool) -> Iterator[Path]:
                 _upload(folder, place)
             else:
                 _move(folder, Path(place.url))
-    except OSError as error:
-        raise OutputError(f"Cannot write '{location}': {first_line(error)}.") from error
 
 
 def _check_replaceable(place: Location) -> None:
@@ -347,7 +345,11 @@ def _damage(location: str | Path) -> Iterator[None]:
         yield
     except ImageError:
         raise
-    except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except OSError as error:
+        raise ImageError(
+            f"Cannot read the transform at '{location}': {first_line(error)}."
+        ) from error
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ImageError(
             f"The transform at '{location}' is damaged: {first_line(error)}."
         ) from error

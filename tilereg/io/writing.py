@@ -13,7 +13,7 @@ from tilereg.errors import InputError
 from tilereg.grid import Grid
 from tilereg.io.arrays import array_of
 from tilereg.io.description import group_document, ome_attributes
-from tilereg.io.nodes import read_node
+from tilereg.io.nodes import read_document, read_node
 from tilereg.io.pyramid import block_mean, first_voxels
 from tilereg.io.reading import (
     Level,
@@ -284,6 +284,9 @@ class ImageWriter:
 
 
 def write_group(place: Location, version: str, attributes: Mapping[str, Any]) -> None:
-    """Write the metadata documents of a group."""
-    for key, document in group_document(version, attributes).items():
+    """Write the metadata documents of a group; attributes that are not NGFF's are kept."""
+    old = (read_document(place, "zarr.json") or {}) if version == "0.5" else {}
+    others = old.get("attributes")
+    others = others if isinstance(others, dict) else {}
+    for key, document in group_document(version, attributes, others).items():
         place.write_json(key, document)

@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 
 from tilereg.kernels.bspline import locate
 
-__all__ = ["assemble", "multiply"]
+__all__ = ["assemble", "multiply", "multiply_planes"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+# Nodes whose sums stay in a processor's nearest cache.
+_NODES_AT_A_TIME = 1024
 
 
 @njit(cache=True, nogil=True)
@@ -116,3 +119,30 @@ def multiply(matrix: Floats, vector: Floats, out: Floats) -> None:
                                 total[d] += value * vector[a + p, b + q, c + r, d]
                 for d in range(num_components):
                     out[a, b, c, d] = total[d]
+
+
+@njit(cache=True, nogil=True)
+def multiply_planes(diagonals: Floats, nodes: Ints, vector: Floats, out: Floats) -> None:
+    """Write matrix @ vector, with one component and one diagonal after the other in memory.
+
+    diagonals (7, 7, 7, K) are the stencil's entries by offset over the K nodes in C order, zero
+    where a neighbour does not exist; nodes (3,) their numbers an axis; vector and out (D, K).
+    The innermost loop runs over neighbouring nodes, so it fills vector units.
+    """
+    num_components, size = vector.shape
+    out[:] = 0.0
+    for begin in range(0, size, _NODES_AT_A_TIME):
+        end = min(begin + _NODES_AT_A_TIME, size)
+        for p in range(max(-3, 1 - nodes[0]), min(3, nodes[0] - 1) + 1):
+            for q in range(max(-3, 1 - nodes[1]), min(3, nodes[1] - 1) + 1):
+                for r in range(max(-3, 1 - nodes[2]), min(3, nodes[2] - 1) + 1):
+                    shift = (p * nodes[1] + q) * nodes[2] + r
+                    first, last = max(begin, -shift), min(end, size - shift)
+                    if last <= first:
+                        continue
+                    row = diagonals[p + 3, q + 3, r + 3, first:last]
+                    for d in range(num_components):
+                        source = vector[d, first + shift : last + shift]
+                        target = out[d, first:last]
+                        for k in range(row.size):
+                            target[k] += row[k] * source[k]

@@ -6,16 +6,19 @@ whole units, so no two tasks touch the same file and each can be done again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tilereg.lazy.execute import run_tasks
-from tilereg.progress import Progress
+from tilereg.memory import warp_window
+from tilereg.progress import Progress, Stage
 from tilereg.warp import WarpPlan
 from tilereg.windows import Reader, Window, num_windows
 
@@ -24,7 +27,15 @@ if TYPE_CHECKING:
 
     from tilereg.windows import ChunkWindow
 
-__all__ = ["EMPTY", "OK", "LevelTask", "VolumeTask", "build_levels", "warp_volume"]
+__all__ = [
+    "EMPTY",
+    "OK",
+    "LevelTask",
+    "VolumeTask",
+    "build_levels",
+    "level_bytes",
+    "warp_volume",
+]
 
 OK, EMPTY = "ok", "empty"
 
@@ -38,6 +49,10 @@ class Image(Protocol):
 
 class Writer(Protocol):
     """What volumes are written to."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of a voxel."""
 
     @property
     def level_grids(self) -> Sequence[Any]:
@@ -97,12 +112,16 @@ class VolumeTask:
 
 @dataclass(frozen=True)
 class LevelTask:
-    """One unit of a coarser level, of one channel and time."""
+    """One unit of a coarser level, of one channel and time; `number` is its rank among all."""
 
+    number: int
     level: int
     window: Window
     channel: int
     time: int
+
+
+T = TypeVar("T", VolumeTask, LevelTask)
 
 
 def warp_volume(
@@ -117,6 +136,7 @@ def warp_volume(
     progress: Progress,
     title: str = "warp",
     finished: Finished | None = None,
+    limit: int | None = None,
 ) -> dict[str, int]:
     """Warp channels and times of an image into the finest level of another.
 
@@ -139,29 +159,50 @@ def warp_volume(
         Name of the stage.
     finished : Finished, optional
         Units that need not be done again.
+    limit : int, optional
+        Bytes that the warp of one unit may take; larger ones are done in parts.
 
     Returns
     -------
     dict of str to int
         How many units ended 'ok', and how many were 'empty': outside of the moving image.
     """
-    done = set() if finished is None else finished.read()
     total = num_windows(writer.level_grids[0].shape, writer.unit_shape(0))
-    tasks = (t for t in _tasks(writer, channels, times) if t.number not in done)
     counts = {OK: 0, EMPTY: 0}
-    try:
-        with progress.stage(title, total * len(channels) * len(times)) as stage:
-            stage.advance(len(done))
-            work = partial(_warp_unit, image, writer, plan)
+    with progress.stage(title, total * len(channels) * len(times)) as stage:
+        work = partial(_warp_unit, image, writer, plan, limit)
+        todo = _Todo(finished, stage)
+        tasks = todo.left(_tasks(writer, channels, times))
+        with closing(todo):
             for task, status in run_tasks(work, tasks, client=client, num_workers=num_workers):
                 counts[status] += 1
-                if finished is not None:
-                    finished.add(task.number)
-                stage.advance()
-    finally:
-        if finished is not None:
-            finished.flush()
+                todo.done(task)
     return counts
+
+
+class _Todo:
+    """The tasks that are left of a stage, and the notes of those that are done."""
+
+    def __init__(self, finished: Finished | None, stage: Stage) -> None:
+        """Read what an earlier start has done."""
+        self._finished, self._stage = finished, stage
+        self._earlier = set() if finished is None else finished.read()
+        stage.advance(len(self._earlier))
+
+    def left(self, tasks: Iterator[T]) -> Iterator[T]:
+        """Walk over the tasks that are not done."""
+        return (task for task in tasks if task.number not in self._earlier)
+
+    def done(self, task: VolumeTask | LevelTask) -> None:
+        """Note that a task is done."""
+        if self._finished is not None:
+            self._finished.add(task.number)
+        self._stage.advance()
+
+    def close(self) -> None:
+        """Make the notes last."""
+        if self._finished is not None:
+            self._finished.flush()
 
 
 def _tasks(writer: Writer, channels: Sequence[int], times: Sequence[int]) -> Iterator[VolumeTask]:
@@ -174,19 +215,15 @@ def _tasks(writer: Writer, channels: Sequence[int], times: Sequence[int]) -> Ite
                 number += 1
 
 
-def _warp_unit(image: Image, writer: Writer, plan: WarpPlan, task: VolumeTask) -> str:
+def _warp_unit(
+    image: Image, writer: Writer, plan: WarpPlan, limit: int | None, task: VolumeTask
+) -> str:
     """Read, warp and write one unit; return its status."""
-    source = plan.source_window(task.window)
-    place = {"level": 0, "channel": task.channel, "time": task.time}
-    if source.is_empty:
-        # What an earlier, other run may have left there must not stay.
-        block = np.full(task.window.shape, plan.fill_value, dtype=plan.dtype)
-        writer.write(task.window, block, **place)
-        return EMPTY
     reader = image.reader(level=0, channel=task.source_channel, time=task.time)
-    block = plan.warp(reader.read(source), source, task.window)
-    writer.write(task.window, block, **place)
-    return OK
+    # Also where nothing is read: what an earlier, other run may have left there must not stay.
+    block = warp_window(plan, reader, task.window, limit=limit)
+    writer.write(task.window, block, level=0, channel=task.channel, time=task.time)
+    return EMPTY if plan.source_window(task.window).is_empty else OK
 
 
 def build_levels(
@@ -198,22 +235,47 @@ def build_levels(
     num_workers: int | None = None,
     progress: Progress,
     title: str = "pyramid",
+    finished: Callable[[int], Finished] | None = None,
 ) -> None:
-    """Write every coarser level from the one below, which is complete on disk by then."""
+    """Write every coarser level from the one below, which is complete on disk by then.
+
+    `finished` gives for a level what remembers the units of it that are done.
+    """
     work = partial(_downsample_unit, writer)
     for level in range(1, len(writer.level_grids)):
         total = num_windows(writer.level_grids[level].shape, writer.unit_shape(level))
-        tasks = (
-            LevelTask(level, unit.window, channel, time)
-            for unit in writer.units(level)
-            for time in range(num_times)
-            for channel in range(num_channels)
-        )
         with progress.stage(f"{title}, level {level}", total * num_channels * num_times) as stage:
-            for _ in run_tasks(work, tasks, client=client, num_workers=num_workers):
-                stage.advance()
+            todo = _Todo(None if finished is None else finished(level), stage)
+            tasks = todo.left(_level_tasks(writer, level, num_channels, num_times))
+            with closing(todo):
+                for task, _ in run_tasks(work, tasks, client=client, num_workers=num_workers):
+                    todo.done(task)
+
+
+def _level_tasks(
+    writer: Writer, level: int, num_channels: int, num_times: int
+) -> Iterator[LevelTask]:
+    """Walk over all units of a level."""
+    number = 0
+    for unit in writer.units(level):
+        for time in range(num_times):
+            for channel in range(num_channels):
+                yield LevelTask(number, level, unit.window, channel, time)
+                number += 1
 
 
 def _downsample_unit(writer: Writer, task: LevelTask) -> None:
     """Write one unit of a coarser level."""
     writer.downsample(task.level, task.window, task.channel, task.time)
+
+
+def level_bytes(writer: Writer) -> int:
+    """Return the most bytes that one task of the pyramid takes: its source, its sum, its unit."""
+    most = 0
+    grids = writer.level_grids
+    for level in range(1, len(grids)):
+        shape = np.minimum(writer.unit_shape(level), grids[level].shape)
+        factors = np.rint(np.divide(grids[level].spacing, grids[level - 1].spacing))
+        source = math.prod(np.minimum(shape * factors, grids[level - 1].shape))
+        most = max(most, int(source * writer.dtype.itemsize + math.prod(shape) * 24))
+    return most

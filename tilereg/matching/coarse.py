@@ -32,7 +32,10 @@ __all__ = ["Candidate", "Coarse", "find_pose", "mean_spacing", "pose_evidence"]
 
 Floats = NDArray[np.float64]
 
-_TOLERANCES = (0.6, 0.35, 0.2, 0.1, 0.05)
+_TOLERANCES = (0.6, 0.35, 0.2, 0.1, 0.05, 0.02, 0.01)
+# How much denser than on average the surroundings of a spot are taken to be.
+_CLUSTERING = 3.0
+_FEWEST_HITS = 10
 _BLOCK_SIZES = (400, 120)
 _NUM_BLOCKS = 6
 _MOST_BINS = 8_000_000
@@ -217,7 +220,7 @@ class _Search:
         high = self.moving.max(axis=0) - block.min(axis=0) + bin_size
         bin_size = max(bin_size, float((np.prod(high - low) / _MOST_BINS) ** (1 / len(low))))
         histogram = uniform_filter(self.cells.vote(block, low, high, bin_size), 2)
-        self.num_poses += histogram.size
+        self.num_poses += min(histogram.size, len(block) * len(self.moving))
         background = uniform_filter(histogram, 11)
         height = (histogram - background) / np.sqrt(background + 0.02 * histogram.max() + 1e-9)
         peaks = []
@@ -290,7 +293,7 @@ class _Search:
 
     def evidence(self, points: Floats, affine: Affine, parameters: int) -> float:
         """Return log10 of the chance of as many partners, the best of several tolerances."""
-        return _evidence(points.shape[1], affine(points), self.cells, parameters)
+        return _evidence(affine(points), self.cells, parameters)
 
     def polish(self, best: Coarse) -> Coarse:
         """Refit the best map to spots spread over the whole cloud."""
@@ -312,32 +315,36 @@ def pose_evidence(
     """
     ndim = fixed.shape[1]
     parameters = num_parameters("affine" if model == "field" else model, ndim)
-    cells = CellList.build(moving, 2.0)
-    extent = np.ptp(moving, axis=0) + np.ptp(fixed, axis=0)
-    tried = math.log10(max(1.0, float(np.prod(np.maximum(extent, 1.0)))))
+    tried = math.log10(len(fixed) * len(moving))
     if pose.source != "given":
         tried += math.log10(max(1, pose.num_tried))
-    return _evidence(ndim, map_(fixed), cells, parameters) + tried
+    return _evidence(map_(fixed), CellList.build(moving, 2.0), parameters) + tried
 
 
-def _evidence(ndim: int, predicted: Floats, cells: CellList, parameters: int) -> float:
+def _evidence(predicted: Floats, cells: CellList, parameters: int) -> float:
     """Return log10 of the chance of as many partners, the best of several tolerances."""
+    num, ndim = predicted.shape
     aside = np.concatenate([np.eye(ndim), -np.eye(ndim)]) * _ASIDE
-    count_all = len(predicted)
+    extent = np.ptp(cells.points[:, 3 - ndim :], axis=0) + 1.0
+    density = len(cells.points) / float(np.prod(extent))
+    ball = math.pi if ndim == 2 else 4 / 3 * math.pi
     spent = math.ceil(parameters / ndim)
     best = 0.0
     for tolerance in _TOLERANCES:
         count = int((cells.count_within(predicted, tolerance) > 0).sum())
-        chance = np.mean([(cells.count_within(predicted + a, tolerance) > 0).mean() for a in aside])
-        chance = max(float(chance), 0.5 / count_all / len(aside))
-        log_chance = binom.logsf(count - spent - 1, max(1, count_all - spent), chance)
+        hits = sum(int((cells.count_within(predicted + a, tolerance) > 0).sum()) for a in aside)
+        chance = hits / (num * len(aside))
+        if hits < _FEWEST_HITS:
+            # Few spots moved aside may all miss: the density says what many would find.
+            chance = min(1.0, max(chance, _CLUSTERING * density * ball * tolerance**ndim))
+        log_chance = binom.logsf(count - spent - 1, max(1, num - spent), chance)
         best = min(best, float(log_chance) / math.log(10) + math.log10(len(_TOLERANCES)))
     return best
 
 
 def _model(num_pairs: int, ndim: int) -> str:
     """Return the model that so many pairs can carry."""
-    if num_pairs < 2 * ndim:
+    if num_pairs < 3 * ndim:
         return "translation"
     return "rigid" if num_pairs < 6 * (ndim + 1) else "affine"
 

@@ -37,6 +37,7 @@ _VOTING = Coherent(16.0, 1.0)
 _MOST_HELD_OUT = 5000
 _GATE = 3.0
 _CERTAIN = -5.0
+_CERTAIN_OF_FEW = -3.5
 _ASIDE = 2.5
 
 
@@ -276,7 +277,8 @@ class _Matcher:
         matched, chance, evidence = self._verdict(inner, sigma, chosen, pose)
         transform = unit.transform_out(affine, field)
         pairs = self._pairs(inner, sigma, transform, x, y)
-        is_ok = evidence < _CERTAIN and len(pairs) >= _FEWEST - 1
+        certain = _CERTAIN if self.held.any() else _CERTAIN_OF_FEW
+        is_ok = evidence < certain and len(pairs) >= _FEWEST - 1
         message = (
             f"{len(pairs)} pairs; {100 * matched:.0f} % of the fixed spots have a partner within "
             f"{_GATE * sigma * unit.scale:.3g} um, {100 * chance:.0f} % by chance "

@@ -23,6 +23,8 @@ __all__ = ["SIMPLE_MODELS", "Selection", "fit_simple", "select_model"]
 Floats = NDArray[np.float64]
 
 SIMPLE_MODELS = ("translation", "rigid", "affine")
+# Pairs an axis that a model needs before it is looked at.
+_FEWEST_PAIRS = {"translation": 1, "rigid": 3, "affine": 5, "field": 8}
 _BETAS = (48.0, 32.0, 22.0, 16.0, 11.0, 8.0, 5.5)
 _VARIANCES = (0.01, 0.1, 1.0)
 _MANY_PAIRS = 1000
@@ -85,7 +87,7 @@ def select_model(
     best, chosen = np.inf, ("translation", Coherent(_BETAS[0], _VARIANCES[0]))
     if len(source) < _MANY_PAIRS and beta is None:
         for model in SIMPLE_MODELS:
-            if len(source) < 2 * (source.shape[1] + 1) and model == "affine":
+            if len(source) < _FEWEST_PAIRS[model] * source.shape[1]:
                 continue
             losses[model] = _simple_loss(model, source, target, sigma, folds)
             if losses[model] < _SIMPLE_GAIN * best:
@@ -99,7 +101,7 @@ def select_model(
             losses[name] = tried[prior]
         return tried[prior]
 
-    if len(source) >= 4 * (source.shape[1] + 1):
+    if len(source) >= _FEWEST_PAIRS["field"] * source.shape[1] or beta is not None:
         prior = _descend(loss_of, _BETAS if beta is None else (beta,))
         if loss_of(prior) < _SIMPLE_GAIN * best:
             chosen = ("field", prior)

@@ -26,6 +26,7 @@ Floats = NDArray[np.float64]
 
 _RIDGE = 1e-9
 _NODES_A_BETA = 2.0
+_NEGLIGIBLE = 1e-6
 # Multiplications up to which a direct solution is faster than an iterative one.
 _MOST_BAND_WORK = 2e10
 
@@ -228,8 +229,15 @@ def _apply(filters: tuple[Floats, ...], values: Floats, *, transpose: bool) -> F
     """Apply one matrix along each of the first three axes."""
     for axis, matrix in enumerate(filters):
         side = matrix.T if transpose else matrix
-        values = np.moveaxis(np.tensordot(side, values, axes=(1, axis)), 0, axis)
-    return np.ascontiguousarray(values)
+        shape = list(values.shape)
+        before, after = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
+        shape[axis] = len(side)
+        out = np.empty(shape)
+        kernels.filter_axis(
+            side, values.reshape(before, -1, after), out.reshape(before, -1, after)
+        )
+        values = out
+    return values
 
 
 @lru_cache(maxsize=8)
@@ -245,7 +253,8 @@ def _filters(lattice: Lattice, beta: float) -> tuple[Floats, ...]:
         width = math.sqrt(max(beta**2 / 2 - h**2 / 3, 0.05 * beta**2)) / h
         margin = math.ceil(2.5 * width)
         gap = np.arange(n)[:, None] - (np.arange(n + 2 * margin)[None, :] - margin)
-        filters.append(np.exp(-0.5 * (gap / width) ** 2))
+        row = np.exp(-0.5 * (gap / width) ** 2)
+        filters.append(np.where(row > _NEGLIGIBLE, row, 0.0))
         middle = filters[-1][n // 2]
         blurred = np.convolve(middle, np.array([1.0, 4.0, 1.0]) / 6)
         filters[-1] /= math.sqrt(float((blurred**2).sum()))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tilereg.kernels.bspline import locate
 
-__all__ = ["assemble", "multiply", "multiply_planes"]
+__all__ = ["assemble", "filter_axis", "multiply", "multiply_planes"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -146,3 +146,21 @@ def multiply_planes(diagonals: Floats, nodes: Ints, vector: Floats, out: Floats)
                         target = out[d, first:last]
                         for k in range(row.size):
                             target[k] += row[k] * source[k]
+
+
+@njit(cache=True, nogil=True)
+def filter_axis(matrix: Floats, values: Floats, out: Floats) -> None:
+    """Write the product of a banded matrix and the middle axis of an array.
+
+    matrix (n, m), values (A, m, B), out (A, n, B); zeros of the matrix cost nothing.
+    """
+    for a in range(values.shape[0]):
+        for i in range(matrix.shape[0]):
+            target = out[a, i]
+            target[:] = 0.0
+            for j in range(matrix.shape[1]):
+                weight = matrix[i, j]
+                if weight != 0.0:
+                    source = values[a, j]
+                    for b in range(target.size):
+                        target[b] += weight * source[b]

@@ -25,7 +25,7 @@ Floats = NDArray[np.float64]
 
 _REACH = 2.5
 _BIN = 0.2
-_MOST_BLOCKS = 3000
+_MOST_BLOCKS = 1500
 _BLOCK_SIZES = (150, 50)
 _CLEAR = 5.0
 _ROUNDS = 6

@@ -91,13 +91,13 @@ def _local_cluster(workers: int, memory: str | None) -> LocalCluster:
             f"more than the {format_bytes(MEMORY_LIMIT)} of this machine. Use fewer workers or "
             "give them less memory."
         )
-    # Without a dashboard: its port would be taken where two runs share a machine.
+    # Any free port for the status page: the usual one is taken where two runs share a machine.
     return LocalCluster(
         n_workers=workers,
         threads_per_worker=1,
         processes=True,
         memory_limit=limit,
-        dashboard_address=None,
+        dashboard_address=":0",
     )
 
 

@@ -136,9 +136,7 @@ def test_equals_the_twin(grids: tuple[Grid, Grid], order: int) -> None:
     transform = random_transform(rng, grid, 0.2 if grid.shape[0] == 1 else 1.5)
     image = random_image(rng, moving_grid.shape, np.float64)
     expected = twin(image, transform, grid, moving_grid, order, -7)
-    result = warp_array(
-        image, transform, like=grid, grid=moving_grid, order=order, fill_value=-7
-    )
+    result = warp_array(image, transform, like=grid, grid=moving_grid, order=order, fill_value=-7)
     np.testing.assert_allclose(result, expected, rtol=1e-9, atol=2e-5 if order == 3 else 1e-9)
     share = (expected != -7).mean()
     assert 0.2 < share < 1.0
@@ -330,8 +328,7 @@ def needed_window(
     transform: Transform, grid: Grid, window: Window, moving_grid: Grid, order: int
 ) -> Window:
     """Return the window that the block's voxels need, found voxel by voxel."""
-    position = positions_of(transform, grid, moving_grid).reshape(*grid.shape, grid.ndim)
-    position = position[window.slices].reshape(-1, grid.ndim)
+    position = positions_of(transform, grid.crop(window), moving_grid)
     last = np.asarray(moving_grid.shape) - 1
     inside = ((position >= -0.5) & (position <= last + 0.5)).all(axis=1)
     position = np.clip(position[inside], 0, last)
@@ -414,8 +411,7 @@ def test_little_is_read_in_vain() -> None:
             continue
         num_read += source_window(transform, grid, chunk.window, grid, 1).size
         num_needed += needed_window(transform, grid, chunk.window, grid, 1).size
-    print(num_read/num_needed)
-    assert num_read < 1.35 * num_needed
+    assert num_read < 1.2 * num_needed
 
 
 def test_cells_bound_tighter_than_the_block() -> None:
@@ -548,9 +544,7 @@ def test_plane_and_volume_of_one_plane_agree() -> None:
     )
 
     def raised(old: Grid) -> Grid:
-        return Grid(
-            shape=(1, *old.shape), spacing=(2.0, *old.spacing), origin=(0.0, *old.origin)
-        )
+        return Grid(shape=(1, *old.shape), spacing=(2.0, *old.spacing), origin=(0.0, *old.origin))
 
     for order in ORDERS:
         expected = warp_array(image, flat, like=grid, grid=moving_grid, order=order)
@@ -632,6 +626,4 @@ def test_shapes_are_checked() -> None:
     with pytest.raises(InputError, match=r"The image has shape \(3, 3\), its grid has \(4, 4\)"):
         warp_array(np.zeros((3, 3)), Transform.identity(2), like=grid, grid=grid)
     with pytest.raises(InputError, match=r"The source block has shape \(3, 3\)"):
-        warp_block(
-            np.zeros((3, 3)), grid.window, Transform.identity(2), grid, grid.window, grid
-        )
+        warp_block(np.zeros((3, 3)), grid.window, Transform.identity(2), grid, grid.window, grid)

@@ -24,7 +24,7 @@ _PROCESS = 250_000_000
 def num_threads(client: Client | None = None, workers: int | None = None) -> int:
     """Return how many tasks run at a time: on a cluster, on workers to be started, or here."""
     if client is not None:
-        return max(1, sum(client.nthreads().values()))
+        return max(1, int(sum(client.nthreads().values())))
     return num_cpus() if workers is None else workers
 
 

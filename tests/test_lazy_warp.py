@@ -24,7 +24,7 @@ from tilereg.memory import check_memory, cut_to_fit, task_bytes, warp_window
 from tilereg.progress import Silent
 from tilereg.spots import ArrayReader
 from tilereg.transform import Affine, DisplacementField, Transform
-from tilereg.warp import ORDERS, WarpPlan, warp_array
+from tilereg.warping import ORDERS, WarpPlan, warp_array
 from tilereg.windows import ChunkWindow, Window, iter_windows
 
 GRID = Grid(shape=(17, 26, 33), spacing=(2.0, 0.7, 0.5), origin=(5.0, -3.0, 11.0))

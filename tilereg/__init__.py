@@ -97,6 +97,5 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     value = getattr(import_module(_PLACES[name]), name)
-    # `tilereg.warp` is a function; the module of that name must not take its place.
     globals()[name] = value
     return value

@@ -5,8 +5,9 @@ What takes long to import is imported inside the commands, so that help comes at
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,11 +18,15 @@ from tilereg.failures import Commands
 from tilereg.options import (
     Channel,
     Choice,
+    DryRun,
+    FixedChannel,
     Image,
     Initial,
     Level,
+    MovingChannel,
     Overwrite,
     Place,
+    Resume,
     Talk,
     Transform,
     argument,
@@ -48,6 +53,8 @@ if TYPE_CHECKING:
     from tilereg.config import Settings
 
 __all__ = ["app", "main"]
+
+_FIGURES = ("status", "message", "model", "share_matched", "share_chance")
 
 app = typer.Typer(
     cls=Commands,
@@ -101,8 +108,7 @@ def demo(
 ) -> None:
     """Register two synthetic rounds and compare with the truth.
 
-    The rounds are made with a known deformation, so that the error of the registration is
-    known everywhere.
+    The rounds are made with a known deformation, so the error of the registration is known.
     """
     from tilereg.demo import demo as run_demo
 
@@ -138,20 +144,12 @@ def register(
     output: Annotated[str, argument("Folder to make.", "OUTPUT")],
     *,
     channel: Channel = None,
-    fixed_channel: Annotated[
-        str | None, typer.Option(metavar="CHANNEL", help="The same for FIXED alone.")
-    ] = None,
-    moving_channel: Annotated[
-        str | None, typer.Option(metavar="CHANNEL", help="The same for MOVING alone.")
-    ] = None,
+    fixed_channel: FixedChannel = None,
+    moving_channel: MovingChannel = None,
     level: Level = None,
     initial: Initial = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the work and the memory it needs; do nothing.")
-    ] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where a run into OUTPUT stopped.")
-    ] = False,
+    dry_run: DryRun = False,
+    resume: Resume = False,
     overwrite: Overwrite = False,
     choice: Choice,
     place: Place,
@@ -173,7 +171,9 @@ def register(
     from tilereg import pipeline
 
     if dry_run:
-        plan = pipeline.plan(fixed, moving, output, settings=settings)
+        plan = pipeline.plan(
+            fixed, moving, output, settings=settings, overwrite=overwrite, resume=resume
+        )
         _show(talk, plan.as_dict(), plan.rows())
         return
     with open_progress(quiet=talk.quiet) as progress, _connection(settings) as client:
@@ -253,13 +253,8 @@ def match(
             overwrite=overwrite,
             progress=progress,
         )
-    record = {
-        "pairs": len(found.correspondences),
-        "share_matched": found.share_matched,
-        "share_chance": found.share_chance,
-        "status": found.status,
-        "message": found.message,
-    }
+    record = {name: getattr(found, name) for name in _FIGURES}
+    record["pairs"] = len(found.correspondences)
     rows = [("output", output), *run_rows({"matches": record})]
     _show(talk, {"output": output, **record}, rows)
 
@@ -364,13 +359,21 @@ def _connection(settings: Settings) -> Iterator[Client | None]:
         return
     from tilereg.lazy.cluster import connect
 
-    with connect(
-        scheduler=place.scheduler,
-        scheduler_file=place.scheduler_file,
-        workers=place.workers,
-        memory=place.memory,
-    ) as client:
+    with ExitStack() as stack:
+        # A terminal sends Ctrl-C to all processes; workers are to be ended by this one, quietly.
+        with _ignored_interrupt() if place.workers else nullcontext():
+            client = stack.enter_context(connect(**place.model_dump()))
         yield client
+
+
+@contextmanager
+def _ignored_interrupt() -> Iterator[None]:
+    """Ignore Ctrl-C for a moment; processes that start meanwhile ignore it for good."""
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _start(initial: str | None) -> dict[str, Any]:

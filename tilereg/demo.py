@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tilereg.errors import OutputError
-from tilereg.io.ome_zarr import create_image
+from tilereg.errors import InputError, OutputError
+from tilereg.io.ome_zarr import create_image, remove_store
+from tilereg.io.run_folder import RunFolder
+from tilereg.io.stores import Location, outputs
 from tilereg.metrics import FieldError, field_error, inside_hull
 from tilereg.pipeline import Run, register
 from tilereg.progress import Progress, Silent
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from distributed import Client
 
 __all__ = ["DemoResult", "demo", "write_round"]
+
+_ROUNDS = ("round1.ome.zarr", "round2.ome.zarr")
+_RUN = "run"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,17 +85,20 @@ def demo(
 
     Raises
     ------
+    InputError
+        If the folder is a URL.
     OutputError
         If the folder exists and `overwrite` is false, or holds something else than a demo.
     """
     report = Silent() if progress is None else progress
     folder = Path(output)
-    names = ("round1.ome.zarr", "round2.ome.zarr", "run")
-    _make_room(folder, names, overwrite=overwrite)
+    if Location.of(output).is_remote:
+        raise InputError(f"Invalid folder '{output}' of a demo. Give a local path.")
+    _make_room(folder, overwrite=overwrite)
     rounds = demo_rounds(seed=seed)
-    for name, volume in zip(names, (rounds.fixed, rounds.moving), strict=False):
+    for name, volume in zip(_ROUNDS, (rounds.fixed, rounds.moving), strict=True):
         write_round(folder / name, volume, report)
-    run = register(*(folder / n for n in names), client=client, progress=report)
+    run = register(*(folder / n for n in (*_ROUNDS, _RUN)), client=client, progress=report)
     points = rounds.fixed_points[inside_hull(rounds.fixed_points, run.matches.fixed)]
     spacing = rounds.moving_grid.spacing
     return DemoResult(
@@ -102,19 +109,25 @@ def demo(
     )
 
 
-def _make_room(folder: Path, names: tuple[str, ...], *, overwrite: bool) -> None:
+def _make_room(folder: Path, *, overwrite: bool) -> None:
     """Make sure that the demo can write its folder; remove only what a demo writes."""
-    found = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-    strange = [name for name in found if name not in names]
-    if strange or (folder.exists() and not folder.is_dir()):
-        raise OutputError(
-            f"'{folder}' holds something that is not of a demo"
-            f"{f' ({strange[0]})' if strange else ''}. Choose another folder."
-        )
-    if found and not overwrite:
-        raise OutputError(f"'{folder}' exists already. Choose another folder, or --overwrite.")
-    for name in found:
-        shutil.rmtree(folder / name)
+    with outputs("use", f"'{folder}'"):
+        found = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+        strange = [name for name in found if name not in (*_ROUNDS, _RUN)]
+        if strange or (folder.exists() and not folder.is_dir()):
+            raise OutputError(
+                f"'{folder}' holds something that is not of a demo"
+                f"{f' ({strange[0]})' if strange else ''}. Choose another folder."
+            )
+        if not found:
+            return
+        if not overwrite:
+            raise OutputError(f"'{folder}' exists already. Choose another folder, or --overwrite.")
+        run = RunFolder.at(folder / _RUN)
+        run.check_free(overwrite=True)
+        for name in _ROUNDS:
+            remove_store(folder / name)
+        run.remove()
 
 
 def write_round(location: str | Path, volume: SyntheticVolume, progress: Progress) -> None:

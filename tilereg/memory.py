@@ -16,7 +16,7 @@ from tilereg.errors import ResourceError
 from tilereg.grid import Grid
 from tilereg.kernels.prefilter import PREFILTER_RADIUS
 from tilereg.summary import format_size
-from tilereg.warp import WarpPlan
+from tilereg.warping import WarpPlan
 from tilereg.windows import ChunkWindow, Reader, Window
 
 __all__ = ["check_memory", "cut_to_fit", "task_bytes", "warp_window"]

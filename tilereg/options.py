@@ -20,11 +20,15 @@ if TYPE_CHECKING:
 __all__ = [
     "Channel",
     "Choice",
+    "DryRun",
+    "FixedChannel",
     "Image",
     "Initial",
     "Level",
+    "MovingChannel",
     "Overwrite",
     "Place",
+    "Resume",
     "Talk",
     "Transform",
     "argument",
@@ -45,6 +49,12 @@ Channel = Annotated[
     str | None,
     typer.Option(metavar="CHANNEL", help="Channel with the spots: its number, from 0, or name."),
 ]
+FixedChannel = Annotated[
+    str | None, typer.Option(metavar="CHANNEL", help="The same for FIXED alone.")
+]
+MovingChannel = Annotated[
+    str | None, typer.Option(metavar="CHANNEL", help="The same for MOVING alone.")
+]
 Level = Annotated[
     int | None,
     typer.Option(
@@ -55,6 +65,10 @@ Initial = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="Start from this transform instead of searching."),
 ]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show the work and the memory it needs; do nothing.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where a run into OUTPUT stopped.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
 
 _REPLACED = {

@@ -7,8 +7,7 @@ follows what, what is written where, and what need not be done again.
 from __future__ import annotations
 
 import hashlib
-import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,23 +18,25 @@ from tilereg import stages
 from tilereg.config import Settings
 from tilereg.errors import InputError, RegistrationError
 from tilereg.io.ome_zarr import OmeZarrImage, open_image
-from tilereg.io.run_folder import RunFolder
+from tilereg.io.run_folder import RunFolder, check_apart
 from tilereg.io.tables import read_matches, read_spots, write_matches, write_spots
-from tilereg.io.transforms import read_affine, read_transform, write_transform
+from tilereg.io.transforms import read_transform, write_transform
 from tilereg.matching import Match
-from tilereg.metering import Meter
+from tilereg.metering import Meter, StageCost
+from tilereg.plan import REGISTERED, RunPlan, check_images, plan
 from tilereg.points import Correspondences, Spots
 from tilereg.progress import Progress, Silent
-from tilereg.quality import correlation, describe_field, describe_match, describe_residuals
+from tilereg.quality import correlation, describe_field, describe_match, describe_residuals, plain
+from tilereg.registered import Part, plan_parts, write_parts
 from tilereg.toml import dump_tables
 from tilereg.transform import Affine, Transform
 
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["Run", "check_images", "register"]
+__all__ = ["Run", "RunPlan", "plan", "register", "require"]
 
-REGISTERED, TRANSFORM = "registered.ome.zarr", "transform.ome.zarr"
+TRANSFORM = "transform.ome.zarr"
 SPOTS_FIXED, SPOTS_MOVING = "spots_fixed.parquet", "spots_moving.parquet"
 MATCHES, QC = "matches.parquet", "qc.json"
 
@@ -107,25 +108,33 @@ def register(
     ImageError
         If an image is missing, not OME-Zarr, damaged, or holds a voxel that is not finite.
     InputError
-        If channel, level or time do not exist, or the images have no common axes.
+        If channel, level or time do not exist, a setting does not fit the images, or the images
+        have no common axes.
     OutputError
         If the output is taken or cannot be written.
     RegistrationError
         If there are too few spots, or chance explains the matches: nothing is written then.
+    ResourceError
+        If a task needs more memory than there is, or a cluster gave out.
     """
     resolved = Settings() if settings is None else settings
     report = Silent() if progress is None else progress
+    if overwrite and resume:
+        raise InputError("A run cannot both go on and start anew. Give resume or overwrite.")
     images = open_image(fixed), open_image(moving)
     check_images(*images)
     sources = stages.Sources.of(*images, resolved)
-    start = _initial(initial, resolved)
+    start = stages.first_affine(initial, resolved, images[0].ndim)
     folder = RunFolder.at(output)
+    check_apart(folder.location.url, [image.location for image in images])
+    parts = plan_parts(images[1], images[0].grid, folder.path(REGISTERED), resolved)
+    folder.check_free(overwrite=overwrite, resume=resume)
     record = _record(images, resolved, start)
     meter = Meter()
     with folder.prepared(record, overwrite=overwrite, resume=resume):
         spots = _detect(folder, sources, resolved, client, report, meter)
         transform, matches, judged = _match(folder, sources, spots, resolved, start, report, meter)
-        registered = _warp(folder, images, transform, resolved, client, report, meter)
+        registered = _warp(folder, parts, transform, resolved, client, report, meter)
         qc = _judge(folder, sources, spots, transform, matches, judged, report, meter)
     return Run(
         output=folder.location.url,
@@ -136,48 +145,33 @@ def register(
     )
 
 
-def check_images(fixed: OmeZarrImage, moving: OmeZarrImage) -> None:
-    """Raise if two images cannot be registered with each other.
-
-    Raises
-    ------
-    InputError
-        If one has a z axis and the other has not.
-    """
-    if fixed.ndim != moving.ndim:
-        raise InputError(
-            f"Fixed and moving image have no common axes: '{fixed.location}' has "
-            f"{', '.join(fixed.spatial_axes)}, '{moving.location}' has "
-            f"{', '.join(moving.spatial_axes)}. Both must be 2D (y, x) or both 3D (z, y, x)."
-        )
-
-
-def _initial(initial: str | Path | Affine | None, settings: Settings) -> Affine | str | None:
-    """Return where to start: an affine, 'none' for the images' coordinates, None to search."""
-    if isinstance(initial, Affine):
-        return initial
-    if initial is not None:
-        return read_affine(initial)
-    if settings.initial.method == "file":
-        return read_affine(str(settings.initial.file))
-    return "none" if settings.initial.method == "none" else None
-
-
 def _record(
-    images: tuple[OmeZarrImage, OmeZarrImage], settings: Settings, start: Affine | str | None
+    images: tuple[OmeZarrImage, OmeZarrImage], settings: Settings, start: Affine | None
 ) -> str:
     """Return the TOML that says what was asked for, of what, and with which version."""
     inputs = {}
     for role, image in zip(("fixed", "moving"), images, strict=True):
-        levels = [[list(v.shape), list(v.grid.spacing), list(v.grid.origin)] for v in image.levels]
-        print_of = json.dumps([image.axes, str(image.dtype), image.channels, levels])
-        inputs[f"{role}_location"] = str(image.location)
-        inputs[f"{role}_fingerprint"] = hashlib.sha256(print_of.encode()).hexdigest()[:16]
-    if isinstance(start, Affine):
+        inputs[f"{role}_location"] = image.location
+        inputs[f"{role}_fingerprint"] = stages.fingerprint(image)
+    if start is not None:
         numbers = np.column_stack([start.matrix, start.offset])
-        inputs["initial"] = hashlib.sha256(numbers.tobytes()).hexdigest()[:16]
+        inputs["initial_fingerprint"] = hashlib.sha256(numbers.tobytes()).hexdigest()[:16]
     versions = {"tilereg": version("tilereg"), "numpy": version("numpy"), "zarr": version("zarr")}
     return settings.to_toml() + "\n" + dump_tables({"run_inputs": inputs, "run_versions": versions})
+
+
+def _earlier(folder: RunFolder, stage: str, meter: Meter) -> dict[str, Any] | None:
+    """Return what an earlier start found in a stage, None where the stage is not complete."""
+    content = folder.marked(stage)
+    if content is not None:
+        meter.stages.extend(StageCost(**cost) for cost in content["costs"])
+    return content
+
+
+def _complete(folder: RunFolder, stage: str, meter: Meter, num_costs: int, **content: Any) -> None:
+    """Mark a stage complete, with what it found and what its last `num_costs` parts took."""
+    costs = [asdict(cost) for cost in meter.stages[-num_costs:]]
+    folder.mark(stage, content | {"costs": costs})
 
 
 def _detect(
@@ -191,14 +185,14 @@ def _detect(
     """Find the spots of both images, or read those of an earlier start."""
     found = []
     for role, name in (("fixed", SPOTS_FIXED), ("moving", SPOTS_MOVING)):
-        if folder.marked(f"detect_{role}") is None:
+        if _earlier(folder, f"detect_{role}", meter) is None:
             with meter.stage(f"detect {role}"):
                 spots = stages.find_spots(
                     sources.of_role(role), settings, client, progress, f"detect {role}"
                 )
                 stages.check_enough(spots, sources.of_role(role))
                 write_spots(folder.path(name), spots, overwrite=True)
-            folder.mark(f"detect_{role}", {"spots": len(spots)})
+            _complete(folder, f"detect_{role}", meter, 1, spots=len(spots))
         else:
             spots = read_spots(folder.path(name))
             progress.note(f"detect {role}: {len(spots)} spots of the earlier start")
@@ -211,33 +205,35 @@ def _match(
     sources: stages.Sources,
     spots: tuple[Spots, Spots],
     settings: Settings,
-    start: Affine | str | None,
+    start: Affine | None,
     progress: Progress,
     meter: Meter,
 ) -> tuple[Transform, Correspondences, dict[str, Any]]:
     """Match the clouds and fit the field, or read those of an earlier start."""
-    judged = folder.marked("match")
-    if judged is not None:
+    earlier = _earlier(folder, "match", meter)
+    if earlier is not None:
         progress.note("match: the transform of the earlier start")
         location = folder.path(TRANSFORM)
-        return read_transform(location), read_matches(folder.path(MATCHES)), judged
+        return read_transform(location), read_matches(folder.path(MATCHES)), earlier["match"]
     with meter.stage("match"), progress.stage("match"):
-        match = stages.match_clouds(*spots, sources, settings, start)
+        grid = sources.fixed.image.grid
+        match = stages.match_clouds(*spots, settings, start, grid)
         require(match)
     with meter.stage("fit"), progress.stage("fit"):
-        fit = stages.fit_transform(match, sources, settings)
+        fit = stages.fit_transform(match, grid, settings)
     judged = describe_match(match, len(spots[0]), len(spots[1])) | {"fit": fit.description}
+    judged = plain(judged)
     for line in fit.warnings:
         progress.note(line)
     write_matches(folder.path(MATCHES), fit.matches, overwrite=True)
     write_transform(
         folder.path(TRANSFORM),
         fit.transform,
-        fixed_grid=sources.fixed.image.grid,
+        fixed_grid=grid,
         provenance={"model": match.model, "pairs": len(fit.matches), **fit.description},
         overwrite=True,
     )
-    folder.mark("match", judged)
+    _complete(folder, "match", meter, 2, match=judged)
     return fit.transform, fit.matches, judged
 
 
@@ -258,7 +254,7 @@ def require(match: Match) -> None:
 
 def _warp(
     folder: RunFolder,
-    images: tuple[OmeZarrImage, OmeZarrImage],
+    parts: list[Part],
     transform: Transform,
     settings: Settings,
     client: Client | None,
@@ -266,19 +262,17 @@ def _warp(
     meter: Meter,
 ) -> OmeZarrImage:
     """Write the moving image and its labels on the fixed grid, or finish an earlier start."""
-    if folder.marked("warp") is None:
+    if _earlier(folder, "warp", meter) is None:
         with meter.stage("warp"):
-            stages.write_registered(
-                images[1],
-                images[0].grid,
+            write_parts(
+                parts,
                 transform,
-                folder.path(REGISTERED),
-                settings,
+                memory=settings.compute.memory,
                 client=client,
                 progress=progress,
                 folder=folder,
             )
-        folder.mark("warp")
+        _complete(folder, "warp", meter, 1)
     return open_image(folder.path(REGISTERED))
 
 
@@ -292,7 +286,9 @@ def _judge(
     progress: Progress,
     meter: Meter,
 ) -> dict[str, Any]:
-    """Gather the figures and write them."""
+    """Gather the figures and write them, or read those of an earlier start."""
+    if folder.marked("judge") is not None and (written := folder.read_json(QC)):
+        return written
     with meter.stage("judge"), progress.stage("judge"):
         spacing = np.asarray(sources.moving.image.grid.spacing)
         fixed, moving = sources.fixed.small(), sources.moving.small()
@@ -316,5 +312,7 @@ def _judge(
         }
     qc["stages"] = meter.as_rows()
     qc["peak_memory_bytes"] = meter.peak_memory_bytes
+    qc = plain(qc)
     folder.location.write_json(QC, qc)
+    folder.mark("judge")
     return qc

@@ -15,10 +15,10 @@ from tilereg.matching import Match
 from tilereg.metrics import NccSums
 from tilereg.points import Correspondences, Spots
 from tilereg.transform import Transform
-from tilereg.warp import source_window, warp_block
+from tilereg.warping import source_window, warp_block
 from tilereg.windows import Reader, iter_windows
 
-__all__ = ["correlation", "describe_field", "describe_match", "describe_residuals"]
+__all__ = ["correlation", "describe_field", "describe_match", "describe_residuals", "plain"]
 
 Floats = NDArray[np.float64]
 
@@ -42,7 +42,7 @@ def describe_match(match: Match, num_fixed: int, num_moving: int) -> dict[str, A
         "pair_sigma_um": _finite(match.residual_sigma),
         "num_fixed": num_fixed,
         "num_moving": num_moving,
-        "details": _plain(match.details),
+        "details": plain(match.details),
     }
 
 
@@ -188,12 +188,14 @@ def _finite(value: float) -> float | None:
     return max(min(float(value), 1e308), -1e308)
 
 
-def _plain(value: Any) -> Any:
-    """Return nested values with only finite numbers."""
+def plain(value: Any) -> Any:
+    """Return nested values as strict JSON has them: no NaN, no infinity, no types of numpy."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, (float, np.floating)):
-        return _finite(float(value))
-    return value
+        return [plain(v) for v in value]
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    return _finite(value) if isinstance(value, float) else value

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,22 +13,19 @@ from numpy.typing import NDArray
 
 from tilereg.config import Settings
 from tilereg.detector import Detector
-from tilereg.errors import InputError, OutputError, RegistrationError, TileregError
+from tilereg.errors import InputError, RegistrationError
 from tilereg.field import fit_field
 from tilereg.grid import Grid
-from tilereg.io.ome_zarr import OmeZarrImage, ZarrReader, create_image, remove_store
-from tilereg.io.run_folder import RunFolder
-from tilereg.io.stores import Location
+from tilereg.io.ome_zarr import OmeZarrImage, ZarrReader
+from tilereg.io.transforms import read_affine
 from tilereg.lazy.detect import detect_volume
-from tilereg.lazy.volume import build_levels, warp_volume
 from tilereg.matching import Match, match_spots
 from tilereg.points import Correspondences, Spots
 from tilereg.progress import Progress
 from tilereg.quality import describe_field
 from tilereg.spots import plan_detector
 from tilereg.transform import Affine, Transform
-from tilereg.warp import WarpPlan
-from tilereg.windows import num_windows
+from tilereg.windows import Window, num_windows
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -42,15 +39,18 @@ __all__ = [
     "choose",
     "detect_chunks",
     "find_spots",
+    "fingerprint",
+    "first_affine",
     "fit_transform",
     "match_clouds",
     "median",
-    "write_registered",
-    "write_replacing",
+    "plan_source",
 ]
 
 _FEWEST_SPOTS = 4
 _DETECT_VOXELS = 4_000_000
+_MOST_DETECT_VOXELS = 32_000_000
+_SAMPLES, _SAMPLE_SIDE = 8, 64
 _SMALL_VOXELS = 16_000_000
 
 
@@ -116,23 +116,48 @@ def choose(image: OmeZarrImage, settings: Settings, channel: int | str | None = 
     return source
 
 
+def fingerprint(image: OmeZarrImage) -> str:
+    """Return a short text that changes with the metadata of an image, and with its voxels.
+
+    Of the voxels, a few blocks are looked at, spread over channels, times and the volume.
+    """
+    levels = [(v.shape, v.grid.spacing, v.grid.origin, str(v.dtype)) for v in image.levels]
+    digest = hashlib.sha256(repr((image.axes, image.channels, image.labels, levels)).encode())
+    chunks = image.levels[0].chunks
+    num_chunks = num_windows(image.grid.shape, chunks)
+    num_volumes = len(image.channels) * image.num_times
+    picked = np.unique(np.linspace(0, num_volumes * num_chunks - 1, _SAMPLES).astype(np.int64))
+    for number in picked.tolist():
+        volume, chunk = divmod(number, num_chunks)
+        time, channel = divmod(volume, len(image.channels))
+        window = _part_of_chunk(image.grid.shape, chunks, chunk)
+        digest.update(image.reader(channel=channel, time=time).read(window).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _part_of_chunk(shape: tuple[int, ...], chunks: tuple[int, ...], number: int) -> Window:
+    """Return the first voxels of a chunk, given by its rank."""
+    counts = [-(-n // c) for n, c in zip(shape, chunks, strict=True)]
+    start = tuple(int(i) * c for i, c in zip(np.unravel_index(number, counts), chunks, strict=True))
+    size = (min(c, _SAMPLE_SIDE) for c in chunks)
+    return Window(start, tuple(a + n for a, n in zip(start, size, strict=True))).clip(shape)
+
+
 def detect_chunks(reader: ZarrReader) -> tuple[int, ...]:
-    """Return the block of a detection task: whole storage chunks, some million voxels."""
-    chunk = [min(c, n) for c, n in zip(reader.chunks, reader.shape, strict=True)]
-    while math.prod(chunk) < _DETECT_VOXELS:
-        growing = [
-            (c * (n - c > 0), -axis)
-            for axis, (c, n) in enumerate(zip(chunk, reader.shape, strict=True))
-            if c < n
-        ]
-        if not growing:
-            break
-        # The shortest side grows, so that the halo costs least.
-        axis = min(
-            (a for a in range(len(chunk)) if chunk[a] < reader.shape[a]), key=lambda a: chunk[a]
-        )
-        chunk[axis] = min(2 * chunk[axis], reader.shape[axis])
-    return tuple(chunk)
+    """Return the block of a detection task: some million voxels, whole storage chunks if it can.
+
+    Small chunks are put together, the shortest side first, so that the halo costs least. Very
+    large ones are cut: a block takes several times the memory of its voxels.
+    """
+    shape = reader.shape
+    block = [min(c, n) for c, n in zip(reader.chunks, shape, strict=True)]
+    while math.prod(block) < _DETECT_VOXELS and block != list(shape):
+        axis = min((a for a, n in enumerate(shape) if block[a] < n), key=lambda a: block[a])
+        block[axis] = min(2 * block[axis], shape[axis])
+    while math.prod(block) > _MOST_DETECT_VOXELS:
+        axis = max(range(len(block)), key=lambda a: block[a])
+        block[axis] = -(-block[axis] // 2)
+    return tuple(block)
 
 
 def plan_source(source: Source, settings: Settings) -> Detector:
@@ -189,27 +214,48 @@ def check_enough(spots: Spots, source: Source) -> None:
         )
 
 
+def first_affine(
+    initial: str | Path | Affine | None, settings: Settings, ndim: int
+) -> Affine | None:
+    """Return the affine to start from, None for a search.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, or has another number of axes.
+    """
+    method, source = settings.initial.method, initial
+    if source is None and method == "none":
+        return Affine.identity(ndim)
+    if source is None:
+        source = settings.initial.file
+    if source is None:
+        return None
+    affine = source if isinstance(source, Affine) else read_affine(source)
+    if len(affine.offset) != ndim:
+        what = "The initial affine" if isinstance(source, Affine) else f"The affine in '{source}'"
+        raise InputError(
+            f"{what} has {len(affine.offset)} axes, the data have {ndim}. Give one of {ndim} axes."
+        )
+    return affine
+
+
 def match_clouds(
-    fixed: Spots,
-    moving: Spots,
-    sources: Sources,
-    settings: Settings,
-    start: Affine | str | None,
+    fixed: Spots, moving: Spots, settings: Settings, start: Affine | None, domain: Grid | None
 ) -> Match:
-    """Match two clouds of spots as the settings say."""
+    """Match two clouds of spots as the settings say; the field may vary over `domain`."""
     chosen = settings.match
-    affine = Affine.identity(fixed.ndim) if isinstance(start, str) else start
     rotation = settings.initial.max_rotation
     return match_spots(
         fixed,
         moving,
         method=chosen.method,
-        initial=affine,
+        initial=start,
         max_rotation=180.0 if rotation is None else rotation,
         w=chosen.w,
         beta=chosen.beta,
         held_out=chosen.held_out,
-        domain=sources.fixed.image.grid.bounds,
+        domain=None if domain is None else domain.bounds,
         max_iterations=chosen.max_iterations,
         seed=chosen.seed,
     )
@@ -225,7 +271,7 @@ class Fit:
     warnings: list[str] = field(default_factory=list)
 
 
-def fit_transform(match: Match, sources: Sources, settings: Settings) -> Fit:
+def fit_transform(match: Match, grid: Grid, settings: Settings) -> Fit:
     """Choose between the field of the matching and a thin-plate spline through the pairs.
 
     The one that predicts the held-out pairs better is used, unless the settings name one.
@@ -242,7 +288,7 @@ def fit_transform(match: Match, sources: Sources, settings: Settings) -> Fit:
             weight=pairs.weight[kept],
             smoothing=wanted.smoothing,
             spacing=wanted.spacing,
-            domain=sources.fixed.image.grid.bounds,
+            domain=grid.bounds,
         )
         candidates["thin-plate"] = fit.transform
         if thin_plate:
@@ -255,7 +301,7 @@ def fit_transform(match: Match, sources: Sources, settings: Settings) -> Fit:
         "field": name if match.model == "field" else match.model,
         "held_out_rms_um": {n: loss for n, loss in losses.items() if math.isfinite(loss)},
     }
-    folded = describe_field(transform, sources.fixed.image.grid)["fold_share"]
+    folded = describe_field(transform, grid)["fold_share"]
     warnings = []
     if folded > 0:
         warnings.append(
@@ -276,129 +322,6 @@ def median(values: NDArray[np.float64]) -> float | None:
     """Return the median of the numbers that are finite, None where there is none."""
     finite = values[np.isfinite(values)]
     return float(np.median(finite)) if len(finite) else None
-
-
-def write_registered(
-    image: OmeZarrImage,
-    grid: Grid,
-    transform: Transform,
-    location: str,
-    settings: Settings,
-    *,
-    client: Client | None,
-    progress: Progress,
-    folder: RunFolder | None = None,
-) -> None:
-    """Write all wanted channels, all time points and all labels of an image on another grid.
-
-    The image becomes valid when its last voxel is written.
-    """
-    channels = _channels(image, settings.warp.channels)
-    _write_one(image, grid, transform, location, settings, channels, client, progress, folder)
-    for name in image.labels:
-        label = image.label(name)
-        place = f"{location}/labels/{name}"
-        _write_one(label, grid, transform, place, settings, None, client, progress, folder, name)
-
-
-def write_replacing(
-    image: OmeZarrImage,
-    grid: Grid,
-    transform: Transform,
-    location: str | Path,
-    settings: Settings,
-    *,
-    client: Client | None,
-    progress: Progress,
-    overwrite: bool,
-) -> None:
-    """Write as `write_registered` does, over an earlier OME-Zarr if allowed; leave no half."""
-    place = Location.of(location)
-    if place.exists():
-        if not overwrite:
-            raise OutputError(
-                f"'{location}' exists already. Remove it, or allow it to be overwritten."
-            )
-        remove_store(location)
-    try:
-        write_registered(
-            image, grid, transform, place.url, settings, client=client, progress=progress
-        )
-    except (TileregError, OSError):
-        if place.exists():
-            remove_store(location)
-        raise
-
-
-def _channels(image: OmeZarrImage, wanted: str | Sequence[int | str]) -> list[int]:
-    """Return the numbers of the wanted channels."""
-    if isinstance(wanted, str):
-        return list(range(max(1, len(image.channels))))
-    return [image.channel_index(channel) for channel in wanted]
-
-
-def _write_one(
-    image: OmeZarrImage,
-    grid: Grid,
-    transform: Transform,
-    location: str,
-    settings: Settings,
-    channels: list[int] | None,
-    client: Client | None,
-    progress: Progress,
-    folder: RunFolder | None,
-    label: str | None = None,
-) -> None:
-    """Warp one image, or one label image, and build its pyramid."""
-    output, chosen = settings.output, settings.warp
-    picked = list(range(max(1, len(image.channels)))) if channels is None else channels
-    resumed = folder is not None and folder.marked(f"create_{label or 'image'}") is not None
-    writer = create_image(
-        location,
-        grid=grid,
-        dtype=image.dtype,
-        axes=image.axes,
-        channels=tuple(image.channels[c] for c in picked) if image.channels else (),
-        num_times=image.num_times,
-        version=output.version,
-        chunks=output.chunks,
-        shards=output.shards,
-        levels=output.levels,
-        compression=output.compression,
-        name=image.name,
-        omero=image.omero,
-        is_label=label is not None,
-        overwrite=False,
-        resume=resumed,
-    )
-    if folder is not None and not resumed:
-        folder.mark(f"create_{label or 'image'}")
-    title = "warp" if label is None else f"warp label {label}"
-    num_times = max(1, image.num_times)
-    plan = WarpPlan(
-        transform=transform,
-        grid=grid,
-        moving_grid=image.grid,
-        dtype=image.dtype,
-        order=0 if label is not None else chosen.order,
-        fill_value=0 if label is not None else chosen.fill_value,
-    )
-    warp_volume(
-        image,
-        writer,
-        plan,
-        channels=picked,
-        times=range(num_times),
-        client=client,
-        progress=progress,
-        title=title,
-        finished=None if folder is None else folder.finished(f"units_{label or 'image'}"),
-    )
-    build_levels(
-        writer, len(picked), num_times, client=client, progress=progress,
-        title="pyramid" if label is None else f"pyramid of label {label}",
-    )  # fmt: skip
-    writer.finish()
 
 
 def check_ndim(image: OmeZarrImage, transform: Transform, what: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +13,15 @@ from tilereg.config import Settings
 from tilereg.grid import Grid
 from tilereg.io.files import check_free
 from tilereg.io.ome_zarr import OmeZarrImage, open_image
-from tilereg.io.stores import Location
+from tilereg.io.stores import Location, outputs
 from tilereg.io.tables import read_points, read_spots, write_matches, write_points, write_spots
-from tilereg.io.transforms import read_affine, read_transform, write_transform
-from tilereg.matching import Match, match_spots
+from tilereg.io.transforms import read_transform, write_transform
+from tilereg.matching import Match
 from tilereg.pipeline import MATCHES, QC, TRANSFORM, require
 from tilereg.points import Spots
 from tilereg.progress import Progress, Silent
-from tilereg.quality import describe_match, describe_residuals
+from tilereg.quality import describe_match, describe_residuals, plain
+from tilereg.registered import plan_parts, write_replacing
 from tilereg.transform import Affine
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def match(
     output : str or Path
         Folder that is made.
     settings : Settings, optional
-        The sections `match` and `initial` are used.
+        The sections `initial`, `match` and `field` are used.
     initial : str, Path or Affine, optional
         First affine, fixed to moving.
     overwrite : bool
@@ -105,43 +106,27 @@ def match(
     for name in (TRANSFORM, MATCHES, QC):
         check_free(folder.child(name).url, overwrite=overwrite)
     fixed, moving = read_spots(fixed_table), read_spots(moving_table)
-    chosen, rotation = resolved.match, resolved.initial.max_rotation
+    start = stages.first_affine(initial, resolved, fixed.ndim)
     with report.stage("match"):
-        found = match_spots(
-            fixed,
-            moving,
-            method=chosen.method,
-            initial=_start(initial, resolved, fixed.ndim),
-            max_rotation=180.0 if rotation is None else rotation,
-            w=chosen.w,
-            beta=chosen.beta,
-            held_out=chosen.held_out,
-            max_iterations=chosen.max_iterations,
-            seed=chosen.seed,
-        )
+        found = stages.match_clouds(fixed, moving, resolved, start, None)
     require(found)
     grid = _grid_around(fixed, found)
+    with report.stage("fit"):
+        fit = stages.fit_transform(found, grid, resolved)
+    for line in fit.warnings:
+        report.note(line)
+    found = replace(found, transform=fit.transform, correspondences=fit.matches)
     write_transform(
         folder.child(TRANSFORM).url,
         found.transform,
         fixed_grid=grid,
-        provenance={"model": found.model, "pairs": len(found.correspondences)},
+        provenance={"model": found.model, "pairs": len(found.correspondences), **fit.description},
         overwrite=overwrite,
     )
     write_matches(folder.child(MATCHES).url, found.correspondences, overwrite=overwrite)
-    folder.write_json(QC, _figures(found, fixed, moving))
+    with outputs("write", f"'{folder.child(QC)}'"):
+        folder.write_json(QC, _figures(found, fit.description, fixed, moving))
     return found
-
-
-def _start(initial: str | Path | Affine | None, settings: Settings, ndim: int) -> Affine | None:
-    """Return the affine to start from, None for a search."""
-    if isinstance(initial, Affine):
-        return initial
-    if initial is not None:
-        return read_affine(initial)
-    if settings.initial.method == "file":
-        return read_affine(str(settings.initial.file))
-    return Affine.identity(ndim) if settings.initial.method == "none" else None
 
 
 def _grid_around(spots: Spots, found: Match) -> Grid:
@@ -152,17 +137,19 @@ def _grid_around(spots: Spots, found: Match) -> Grid:
     return Grid(shape=shape, spacing=(step,) * spots.ndim, origin=tuple(low.tolist()))
 
 
-def _figures(found: Match, fixed: Spots, moving: Spots) -> dict[str, Any]:
+def _figures(
+    found: Match, description: dict[str, Any], fixed: Spots, moving: Spots
+) -> dict[str, Any]:
     """Return the content of ``qc.json`` for a match of tables; a voxel is a micrometre."""
     ones = np.ones(fixed.ndim)
     residual = describe_residuals(found.correspondences, found.transform, fixed, moving, ones)
     for row in ("held_out", "fitted"):
         residual[row] = {k: v for k, v in residual[row].items() if not k.endswith("_voxel")}
-    return {
-        "status": found.status,
-        "matches": describe_match(found, len(fixed), len(moving)),
-        "residual": residual,
-    }
+    matches = describe_match(found, len(fixed), len(moving)) | {"fit": description}
+    figures: dict[str, Any] = plain(
+        {"status": found.status, "matches": matches, "residual": residual}
+    )
+    return figures
 
 
 def warp(
@@ -201,13 +188,19 @@ def warp(
     resolved = Settings() if settings is None else settings
     report = Silent() if progress is None else progress
     moving, target = open_image(image), open_image(like)
-    map_ = read_transform(_transform_at(transform))
+    place = _transform_at(transform)
+    map_ = read_transform(place)
     stages.check_ndim(moving, map_, "The image")
     stages.check_ndim(target, map_, "The image to be like")
-    stages.write_replacing(
-        moving, target.grid, map_, output, resolved, client=client, progress=report,
+    write_replacing(
+        plan_parts(moving, target.grid, output, resolved),
+        map_,
+        inputs=(moving.location, target.location, place),
+        memory=resolved.compute.memory,
+        client=client,
+        progress=report,
         overwrite=overwrite,
-    )  # fmt: skip
+    )
     return open_image(output)
 
 

@@ -209,8 +209,9 @@ def _matches(matches: Mapping[str, Any]) -> str:
     if _known(matches.get("share_matched")):
         chance = matches.get("share_chance")
         beside = f" (by chance: {_percent(chance)})" if _known(chance) else ""
-        parts.append(f"{_percent(matches['share_matched'])} of the fixed spots{beside}")
-    return ", ".join(parts)
+        share = _percent(matches["share_matched"])
+        parts.append(f"{share} of the fixed spots lie at a moving one{beside}")
+    return "; ".join(parts)
 
 
 def _residual(residual: Mapping[str, Any]) -> str:

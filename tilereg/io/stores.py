@@ -177,9 +177,9 @@ class Location:
         ]
 
     def _is_file(self) -> bool:
-        """Tell whether a file, not a folder, is here."""
+        """Tell whether anything but a folder is here: a file, a pipe, a device."""
         system, path = self.filesystem()
-        return bool(system.isfile(path))
+        return bool(system.exists(path) and not system.isdir(path))
 
     def remove(self) -> None:
         """Remove this folder and all below it; the zarr markers go last."""

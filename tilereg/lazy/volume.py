@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tilereg.lazy.execute import run_tasks
 from tilereg.memory import warp_window
 from tilereg.progress import Progress, Stage
-from tilereg.warp import WarpPlan
+from tilereg.warping import WarpPlan
 from tilereg.windows import Reader, Window, num_windows
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from tilereg.errors import InputError
 from tilereg.grid import Grid
 from tilereg.transform import Transform
-from tilereg.warp import WarpPlan, WarpTask
+from tilereg.warping import WarpPlan, WarpTask
 from tilereg.windows import Window, iter_windows
 
 __all__ = ["warp"]

@@ -15,7 +15,7 @@ from tilereg.errors import InputError
 from tilereg.grid import Grid
 from tilereg.kernels.prefilter import PREFILTER_RADIUS
 from tilereg.transform import Affine, DisplacementField, Transform
-from tilereg.warp import ORDERS, WarpPlan, source_window, warp_array, warp_block
+from tilereg.warping import ORDERS, WarpPlan, source_window, warp_array, warp_block
 from tilereg.windows import Window, iter_windows
 
 FLOATS = [np.float16, np.float32, np.float64]

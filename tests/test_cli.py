@@ -3,9 +3,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -266,7 +268,7 @@ def test_register_passes_on_what_is_asked(register: Call) -> None:
     assert register.options["overwrite"] is False
     assert register.options["client"] is None
     assert result.stderr == ""
-    assert "7 pairs, 70.0 % of the fixed spots" in result.stdout
+    assert "7 pairs; 70.0 % of the fixed spots" in result.stdout
     assert "peak memory" in result.stdout
 
 
@@ -283,7 +285,9 @@ def test_dry_run_only_plans(register: Call, fake: Fake) -> None:
     assert run("register", "F", "M", "OUT", "--dry-run", "--level", "1").stdout == "tasks  12\n"
     assert call.arguments == ("F", "M", "OUT")
     assert call.settings.input.level == 1
-    result = run("register", "F", "M", "OUT", "--dry-run", "--json", "--workers", "2")
+    result = run("register", "F", "M", "OUT", "--dry-run", "--json", "--workers", "2", "--resume")
+    assert call.options is not None
+    assert (call.options["overwrite"], call.options["resume"]) == (False, True)
     assert json.loads(result.stdout) == {"tasks": 12}
     assert register.options is None
 
@@ -312,11 +316,16 @@ def test_detect(fake: Fake) -> None:
 
 def test_match(fake: Fake) -> None:
     found = SimpleNamespace(
-        correspondences=range(50), share_matched=0.5, share_chance=0.01, status="ok", message="m"
+        correspondences=range(50),
+        share_matched=0.5,
+        share_chance=0.01,
+        status="ok",
+        message="m",
+        model="field",
     )
     call = fake("steps.match", found)
     out = run("match", "F", "M", "OUT", "--initial", "start").stdout
-    assert "50 pairs, 50.0 % of the fixed spots (by chance: 1.0 %)" in out
+    assert "50 pairs; 50.0 % of the fixed spots lie at a moving one (by chance: 1.0 %)" in out
     assert call.settings.initial.file == "start"
     assert json.loads(run("match", "F", "M", "OUT", "--json").stdout)["pairs"] == 50
 
@@ -414,6 +423,24 @@ def test_template_is_a_settings_file(tmp_path: Path) -> None:
     assert Settings.from_toml(path) == Settings()
 
 
+def test_workers_do_not_hear_an_interrupt(register: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    seen = []
+
+    @contextmanager
+    def connect(**place: Any) -> Iterator[str]:
+        seen.append((place["workers"], place["memory"], signal.getsignal(signal.SIGINT)))
+        yield "client"
+        seen.append("closed")
+
+    monkeypatch.setattr("tilereg.lazy.cluster.connect", connect)
+    run("register", "F", "M", "OUT", "--workers", "2", "--memory", "1GB")
+    assert seen == [(2, "1GB", signal.SIG_IGN), "closed"]
+    assert register.options is not None
+    assert register.options["client"] == "client"
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def tilereg_process(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tilereg", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
@@ -435,3 +462,38 @@ def test_help_imports_nothing_heavy() -> None:
     code = f"import sys, tilereg.cli; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.slow
+def test_all_steps_from_end_to_end(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    result = run("demo", str(folder), "--json", "--quiet")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["error"]["p95_voxels"] < 1 < found["error_before"]["p95_voxels"]
+    assert result.stderr == ""
+    assert "--overwrite" in error_line(run("demo", str(folder)))
+
+    rounds = [str(folder / f"round{number}.ome.zarr") for number in (1, 2)]
+    spots = [str(tmp_path / f"spots{number}.parquet") for number in (1, 2)]
+    for image, table in zip(rounds, spots, strict=True):
+        assert run("detect", image, table).exit_code == 0
+    matched = run("match", *spots, str(tmp_path / "match"))
+    assert matched.exit_code == 0, matched.stderr
+    warped = run(
+        "warp", rounds[1], str(tmp_path / "match"), str(tmp_path / "warped"), "--like", rounds[0]
+    )
+    assert warped.exit_code == 0, warped.stderr
+    assert open_image(tmp_path / "warped").grid == open_image(rounds[0]).grid
+
+    table = tmp_path / "points.csv"
+    table.write_text("name,z,y,x\na,9.0,20.0,20.0\nb,6.0,15.0,30.0\n")
+    there, back = str(tmp_path / "there.csv"), tmp_path / "back.csv"
+    assert run("points", str(table), str(folder / "run"), there).exit_code == 0
+    assert run("points", there, str(folder / "run"), str(back), "--inverse").exit_code == 0
+    before, after = (np.genfromtxt(p, delimiter=",", skip_header=1) for p in (table, back))
+    np.testing.assert_allclose(after[:, 1:], before[:, 1:], atol=1e-6)
+
+    resumed = run("register", *rounds, str(folder / "run"), "--resume", "--json")
+    assert json.loads(resumed.stdout)["status"] == "ok"
+    assert error_line(run("register", *rounds, str(folder / "run")))

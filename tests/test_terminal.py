@@ -179,7 +179,8 @@ def test_summary_of_a_run() -> None:
     assert rows == {
         "status": "ok",
         "spots": "12,345 fixed, 11,002 moving; sigma 3.1 and 2.94 um",
-        "matched": "5,432 pairs, 44.0 % of the fixed spots (by chance: below 0.1 %)",
+        "matched": "5,432 pairs; 44.0 % of the fixed spots lie at a moving one "
+        "(by chance: below 0.1 %)",
         "residual": "median 0.31 voxels = 0.57 um, 95 % below 1.20 voxels = 2.2 um "
         "(271 pairs held out of the fit)",
         "localisation": "explains a median of 0.1 um",

@@ -218,11 +218,8 @@ def detect(
         found = steps.detect(
             image, spots, settings=settings, client=client, overwrite=overwrite, progress=progress
         )
-    _show(
-        talk,
-        {"output": spots, "count": len(found)},
-        [("output", spots), ("spots", f"{len(found):,}")],
-    )
+    rows = [("output", spots), ("spots", f"{len(found):,}")]
+    _show(talk, {"output": spots, "count": len(found)}, rows)
 
 
 @app.command()

@@ -17,6 +17,7 @@ from zarr.storage import StorePath
 
 from tilereg.errors import ImageError
 from tilereg.io.stores import Location, one_line
+from tilereg.io.truncation import WholeChunks, is_blosc
 
 __all__ = ["array_of", "parse_array", "read_box"]
 
@@ -34,8 +35,11 @@ def _array(
     location: Location, path: str, metadata: str, read_only: bool, process: int
 ) -> zarr.Array[Any]:
     """Return the array that `array_of` keeps for this process."""
-    place = StorePath(_store(location, read_only, process), path)
-    return zarr.Array.from_dict(place, json.loads(metadata))
+    document = json.loads(metadata)
+    store = _store(location, read_only, process)
+    if read_only:
+        store = WholeChunks(store, blosc=is_blosc(document))
+    return zarr.Array.from_dict(StorePath(store, path), document)
 
 
 def array_of(location: Location, path: str, metadata: str, *, read_only: bool) -> zarr.Array[Any]:

@@ -61,7 +61,7 @@ def ome_attributes(
             }
             for path, grid in levels
         ],
-        "type": "nearest" if is_label else "mean",
+        "type": "mode" if is_label else "mean",
     }
     if version == "0.4":
         multiscale["version"] = version

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tilereg.grid import Grid
 
-__all__ = ["block_mean", "first_voxels", "plan_levels"]
+__all__ = ["block_mean", "most_common", "plan_levels"]
 
 #: The largest axis of the coarsest level, where nothing else is asked for.
 COARSEST = 256
@@ -68,21 +68,15 @@ def block_mean(block: NDArray[Any], factors: tuple[int, ...]) -> NDArray[Any]:
     >>> block_mean(np.array([[1, 2, 9], [2, 5, 9]], dtype=np.uint8), (2, 2))
     array([[2]], dtype=uint8)
     """
-    shape = tuple(n // f for n, f in zip(block.shape, factors, strict=True))
-    block = block[tuple(slice(0, n * f) for n, f in zip(shape, factors, strict=True))]
-    count = math.prod(factors)
-    corners = itertools.product(*(range(f) for f in factors))
-    parts = [
-        block[tuple(slice(i, None, f) for i, f in zip(corner, factors, strict=True))]
-        for corner in corners
-    ]
+    parts = _parts(block, factors)
+    count = len(parts)
     if count == 1:
-        return block.copy()
+        return parts[0].copy()
     if block.dtype.kind in "iu" and block.dtype.itemsize == 8:
         return _integer_mean(parts, count)
     # Up to 256 voxels of 16 bits add up below 2**24, where float32 is still exact.
     small = block.dtype.kind in "iu" and block.dtype.itemsize <= 2 and count <= 256
-    total = np.zeros(shape, dtype=np.float32 if small else np.float64)
+    total = np.zeros(parts[0].shape, dtype=np.float32 if small else np.float64)
     for part in parts:
         np.add(total, part, out=total)
     total /= count
@@ -106,7 +100,41 @@ def _integer_mean(parts: list[NDArray[Any]], count: int) -> NDArray[Any]:
     return quotient
 
 
-def first_voxels(block: NDArray[Any], factors: tuple[int, ...]) -> NDArray[Any]:
-    """Return the first voxel of every whole block of voxels: for labels, never a new value."""
+def most_common(block: NDArray[Any], factors: tuple[int, ...]) -> NDArray[Any]:
+    """Return the most common voxel of every whole block: for labels, never a new value.
+
+    Of values that are equally common the smallest is taken. No corner of a block counts more than
+    another, so labels stay in their places: a fixed corner would move them by half a voxel a level.
+
+    Parameters
+    ----------
+    block : (D,) ndarray
+    factors : (D,) tuple of int
+        Voxels of a block an axis.
+
+    Examples
+    --------
+    >>> most_common(np.array([[7, 7, 3], [0, 7, 3]]), (2, 2))
+    array([[7]])
+    """
+    parts = _parts(block, factors)
+    best = parts[0].copy()
+    most = np.zeros(best.shape, dtype=np.uint16)
+    for part in parts:
+        count = np.zeros(best.shape, dtype=np.uint16)
+        for other in parts:
+            count += part == other
+        better = (count > most) | ((count == most) & (part < best))
+        best[better] = part[better]
+        most[better] = count[better]
+    return best
+
+
+def _parts(block: NDArray[Any], factors: tuple[int, ...]) -> list[NDArray[Any]]:
+    """Return views of a block, one for each place in a block of `factors` voxels."""
     shape = tuple(n // f for n, f in zip(block.shape, factors, strict=True))
-    return block[tuple(slice(0, n * f, f) for n, f in zip(shape, factors, strict=True))].copy()
+    whole = block[tuple(slice(0, n * f) for n, f in zip(shape, factors, strict=True))]
+    return [
+        whole[tuple(slice(i, None, f) for i, f in zip(corner, factors, strict=True))]
+        for corner in itertools.product(*(range(f) for f in factors))
+    ]

@@ -14,7 +14,7 @@ from tilereg.grid import Grid
 from tilereg.io.arrays import array_of
 from tilereg.io.description import group_document, ome_attributes
 from tilereg.io.nodes import read_document, read_node
-from tilereg.io.pyramid import block_mean, first_voxels
+from tilereg.io.pyramid import block_mean, most_common
 from tilereg.io.reading import (
     Level,
     OmeZarrImage,
@@ -177,8 +177,9 @@ class ImageWriter:
     def downsample(self, level: int, window: Window, channel: int = 0, time: int = 0) -> None:
         """Write a window of a level from the level below it, which is on disk already.
 
-        Intensities are block means, integers rounded with halves to even; labels are the first
-        voxel of each block. It holds the source window, `2**D` times the window, and its mean.
+        Intensities are block means, integers rounded with halves to even; labels are the most
+        common voxel of each block. It holds the source window, `2**D` times the window, and the
+        result.
 
         Parameters
         ----------
@@ -208,8 +209,8 @@ class ImageWriter:
             tuple(b * f for b, f in zip(window.stop, factors, strict=True)),
         )
         block = self.read_level(level - 1, channel, time).read(source)
-        nearest = self.is_label or self.dtype.kind == "b"
-        reduced = first_voxels(block, factors) if nearest else block_mean(block, factors)
+        counted = self.is_label or self.dtype.kind == "b"
+        reduced = most_common(block, factors) if counted else block_mean(block, factors)
         self.write(window, reduced, level=level, channel=channel, time=time)
 
     def finish(self) -> OmeZarrImage:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,6 +99,8 @@ def _local_cluster(workers: int, memory: str | None) -> LocalCluster:
         processes=True,
         memory_limit=limit,
         dashboard_address=":0",
+        # A failing task is reported once, by its own error, and not by every worker as well.
+        silence_logs=logging.CRITICAL,
     )
 
 

@@ -41,10 +41,11 @@ _NUM_BLOCKS = 6
 _MOST_BINS = 8_000_000
 _BIN = 0.4
 _PEAKS_A_BLOCK = 4
-_NUM_TURNED_BLOCKS = 3
+# Under rotations, by the number of axes: the plane has few of them.
+_NUM_TURNED_BLOCKS = {2: 6, 3: 3}
 _FIRST_RING = 40
 _MOST_GROWN = 4000
-_MOST_TURNED = 40
+_MOST_TURNED = {2: 200, 3: 40}
 _MOST_FIXED_SAMPLED = 20_000
 # Log10 of the chance that a pose found among all that were tried is an accident.
 _CLEAR = -12.0
@@ -198,16 +199,17 @@ class _Search:
     def rotation_candidates(self, max_rotation: float) -> Iterator[Candidate]:
         """Yield the highest of the peaks of small blocks under many rotations."""
         size = min(_BLOCK_SIZES[-1], len(self.fixed))
-        centres = self.centres[: 1 if size == len(self.fixed) else _NUM_TURNED_BLOCKS]
+        ndim = self.fixed.shape[1]
+        centres = self.centres[: 1 if size == len(self.fixed) else _NUM_TURNED_BLOCKS[ndim]]
         peaks = []
-        for rotation in _rotations(self.fixed.shape[1], max_rotation):
+        for rotation in _rotations(ndim, max_rotation):
             for centre in centres:
                 block = self._block(centre, size) @ rotation.T
                 for height, shift in self._peaks(block, 2 * _BIN):
                     candidate = Candidate(Affine(rotation, shift), int(centre), "rotation")
                     peaks.append((height, candidate))
         peaks.sort(key=lambda entry: -entry[0])
-        yield from (candidate for _, candidate in peaks[:_MOST_TURNED])
+        yield from (candidate for _, candidate in peaks[: _MOST_TURNED[ndim]])
 
     def _block(self, centre: int, size: int) -> Floats:
         """Return the `size` fixed spots nearest to one of them."""

@@ -21,7 +21,7 @@ from tilereg.points import check_points
 from tilereg.smoothing import Solution, ThinPlate
 from tilereg.transform import Affine, DisplacementField, Transform
 
-__all__ = ["FieldFit", "fit_field", "split_affine"]
+__all__ = ["FieldFit", "fit_field", "mean_spacing", "split_affine"]
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -112,7 +112,7 @@ def fit_field(
         raise InputError(f"Invalid smoothing {smoothing}. It must be >= 0.")
     if spacing is not None and not spacing > 0:
         raise InputError(f"Invalid spacing {spacing} um of the lattice. It must be > 0.")
-    unit = _mean_spacing(x)
+    unit = mean_spacing(x)
     centre = x.mean(axis=0)
     low, high = (x.min(axis=0), x.max(axis=0)) if domain is None else domain
     problem = _Problem(
@@ -230,11 +230,14 @@ def _scale(residual: Floats) -> float:
     return math.sqrt(max(float(np.median(square)), 1e-24) / quantile)
 
 
-def _mean_spacing(points: Floats) -> float:
-    """Return the mean distance of nearest neighbours, coincident points left out."""
+def mean_spacing(points: Floats) -> float:
+    """Return the mean distance of nearest neighbours, coincident points taken as one."""
+    if len(points) < 2:
+        return 1.0
     distance = cKDTree(points).query(points, k=2)[0][:, 1]
-    distance = distance[distance > 0]
-    return float(distance.mean()) if len(distance) else 1.0
+    if not distance.all():
+        return mean_spacing(np.unique(points, axis=0))
+    return float(distance.mean())
 
 
 def _cover(low: Floats, high: Floats, spacing: float, most: int) -> Lattice:

@@ -26,7 +26,15 @@ from tilereg.metering import Meter, StageCost
 from tilereg.plan import REGISTERED, RunPlan, check_images, plan
 from tilereg.points import Correspondences, Spots
 from tilereg.progress import Progress, Silent
-from tilereg.quality import correlation, describe_field, describe_match, describe_residuals, plain
+from tilereg.quality import (
+    correlation,
+    describe_field,
+    describe_match,
+    describe_residuals,
+    describe_support,
+    list_warnings,
+    plain,
+)
 from tilereg.registered import Part, plan_parts, write_parts
 from tilereg.toml import dump_tables
 from tilereg.transform import Affine, Transform
@@ -310,6 +318,10 @@ def _judge(
             "field": describe_field(transform, sources.fixed.image.grid),
             "ncc": correlation(fixed, fixed.grid, moving, moving.grid, transform),
         }
+    qc["support"] = describe_support(
+        spots[0], matches, transform, sources.moving.image.grid, judged["share_chance"]
+    )
+    qc["warnings"] = list_warnings(qc["field"], qc["support"])
     qc["stages"] = meter.as_rows()
     qc["peak_memory_bytes"] = meter.peak_memory_bytes
     qc = plain(qc)

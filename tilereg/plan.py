@@ -20,7 +20,7 @@ from tilereg.kernels.prefilter import PREFILTER_RADIUS
 from tilereg.lazy.budget import num_threads
 from tilereg.lazy.volume import level_bytes
 from tilereg.registered import Part, plan_parts
-from tilereg.spots import candidate_sigmas
+from tilereg.spots import candidate_sigmas, sample_windows
 from tilereg.summary import format_size
 from tilereg.transform import Transform
 from tilereg.windows import num_windows
@@ -31,6 +31,8 @@ REGISTERED = "registered.ome.zarr"
 
 # No transform is known yet: its source window is taken to be so many times as wide as its block.
 _WIDER = 1.5
+# The first look measures at most so many sizes of spots at a time.
+_SAMPLE_THREADS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,16 +45,19 @@ class RunPlan:
         Folder that would be made.
     num_detect_tasks, num_warp_tasks, num_pyramid_tasks : int
     voxels_read, bytes_read : int
-        Uncompressed; overlaps of neighbouring tasks and the samples of the first look are not
-        counted.
+        Uncompressed; overlaps of neighbouring tasks and the first look are not counted.
     voxels_written, bytes_written : int
         Uncompressed, all levels.
     detect_task_bytes, warp_task_bytes, pyramid_task_bytes : int
         Memory that one task takes, arrays and what reading and writing hold.
+    sample_bytes : int
+        Memory of the first look at an image, which finds the size of its spots; taken once, by
+        the process that starts the run.
     num_threads : int
         Tasks at a time: worker processes of one thread, or threads of one process.
     memory_bytes : int
-        The most that all threads take together, beside the processes themselves.
+        The most that all threads take together, or the first look, beside the processes
+        themselves.
     assumed : tuple of str
         What is not known before the run.
     """
@@ -68,6 +73,7 @@ class RunPlan:
     detect_task_bytes: int
     warp_task_bytes: int
     pyramid_task_bytes: int
+    sample_bytes: int
     num_threads: int
     memory_bytes: int
     assumed: tuple[str, ...]
@@ -77,6 +83,7 @@ class RunPlan:
         threads = "1 thread" if self.num_threads == 1 else f"{self.num_threads} threads"
         return [
             ("output", self.output),
+            ("first look", f"up to {format_size(self.sample_bytes)}"),
             ("detection", _work(self.num_detect_tasks, self.detect_task_bytes)),
             ("warp", _work(self.num_warp_tasks, self.warp_task_bytes)),
             ("pyramid", _work(self.num_pyramid_tasks, self.pyramid_task_bytes)),
@@ -159,6 +166,7 @@ def plan(
         "warp_task_bytes": max(_warp_task_bytes(part) for part in parts),
         "pyramid_task_bytes": max(level_bytes(part.writer) for part in parts),
     }
+    sample = max(_sample_bytes(source, resolved) for source in (sources.fixed, sources.moving))
     threads = num_threads(workers=resolved.compute.workers)
     read, written = _traffic(sources, parts)
     return RunPlan(
@@ -175,8 +183,9 @@ def plan(
         voxels_written=written[0],
         bytes_written=written[1],
         **tasks,
+        sample_bytes=sample,
         num_threads=threads,
-        memory_bytes=threads * max(tasks.values()),
+        memory_bytes=max(threads * max(tasks.values()), sample),
         assumed=_assumed(resolved),
     )
 
@@ -194,14 +203,27 @@ def _assumed(settings: Settings) -> tuple[str, ...]:
     return tuple(texts)
 
 
+def _stand_in(source: stages.Source, settings: Settings) -> Detector:
+    """Return a detector of spots as large as they may turn out to be."""
+    grid, sigma = source.reader.grid, settings.detect.sigma
+    largest = as_sigma(candidate_sigmas(grid)[-1] if sigma is None else sigma, grid)
+    return Detector(sigmas=(largest,), thresholds=(1.0,), noise=(1.0,))
+
+
 def _detection(source: stages.Source, settings: Settings) -> tuple[int, int]:
     """Return how many tasks a detection has, and the bytes of one."""
+    reader, block = source.reader, stages.detect_chunks(source.reader)
+    size = _stand_in(source, settings).bytes_needed(block, reader.grid, reader.dtype)
+    return num_windows(reader.shape, block), size
+
+
+def _sample_bytes(source: stages.Source, settings: Settings) -> int:
+    """Return the bytes of the first look: its voxels thrice, as floats, and a response a thread."""
     reader = source.reader
-    grid, block = reader.grid, stages.detect_chunks(reader)
-    sigma = settings.detect.sigma
-    largest = as_sigma(candidate_sigmas(grid)[-1] if sigma is None else sigma, grid)
-    detector = Detector(sigmas=(largest,), thresholds=(1.0,), noise=(1.0,))
-    return num_windows(grid.shape, block), detector.bytes_needed(block, grid, reader.dtype)
+    halo = _stand_in(source, settings).halo(reader.grid)
+    sizes = [window.size for window in sample_windows(reader.grid, halo)]
+    threads = min(_SAMPLE_THREADS, num_threads()) if settings.detect.sigma is None else 1
+    return sum(sizes) * (3 * reader.dtype.itemsize + 5) + max(sizes) * 16 * threads
 
 
 def _num_units(part: Part, level: int) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import chi2
+from scipy.stats import binom, chi2
 
 from tilereg.grid import Grid
 from tilereg.matching import Match
@@ -18,13 +18,23 @@ from tilereg.transform import Transform
 from tilereg.warping import source_window, warp_block
 from tilereg.windows import Reader, iter_windows
 
-__all__ = ["correlation", "describe_field", "describe_match", "describe_residuals", "plain"]
+__all__ = [
+    "correlation",
+    "describe_field",
+    "describe_match",
+    "describe_regions",
+    "describe_residuals",
+    "describe_support",
+    "list_warnings",
+]
 
 Floats = NDArray[np.float64]
 
 _MOST_SAMPLES = 200_000
 _BLOCK = {2: (512, 512), 3: (64, 128, 128)}
 _MOST_BLOCKS = 64
+_SPOTS_A_REGION = 40
+_UNLIKELY = 1e-4
 
 
 def describe_match(match: Match, num_fixed: int, num_moving: int) -> dict[str, Any]:
@@ -61,11 +71,11 @@ def describe_residuals(
         Voxel of the moving image, for residuals in voxels.
     """
     gap = transform(pairs.fixed) - pairs.moving if len(pairs) else np.empty((0, len(spacing)))
-    ours = np.nan_to_num(fixed.localisation[pairs.fixed_index])
-    theirs = np.nan_to_num(moving.localisation[pairs.moving_index])
+    both = np.hypot(fixed.localisation[pairs.fixed_index], moving.localisation[pairs.moving_index])
+    known = both[np.isfinite(both)]
     # The median of the norm of D independent normal numbers of one deviation.
     to_median = math.sqrt(float(chi2.ppf(0.5, len(spacing))))
-    floor = float(np.median(np.hypot(ours, theirs))) * to_median if len(pairs) else math.nan
+    floor = float(np.median(known)) * to_median if len(known) else math.nan
     held_out = _residual_row(gap[pairs.held_out], spacing)
     excess = math.nan
     if held_out["median_um"] is not None and math.isfinite(floor):
@@ -96,11 +106,12 @@ def _residual_row(gap: Floats, spacing: Floats) -> dict[str, Any]:
 def describe_field(transform: Transform, grid: Grid) -> dict[str, Any]:
     """Return the size of the transform over the fixed grid, and where it folds.
 
-    Cells of the lattice are halved until they number some ten thousand; a cell counts as folded
-    where the Jacobian determinant at its centre is not above zero.
+    Cells are half a lattice spacing wide, wider where that makes more than 200,000 of them
+    ('cell_um' says how wide); a cell counts as folded where the Jacobian determinant at its centre
+    is not above zero.
     """
     low, high = grid.bounds
-    points = _cell_centres(low, high, transform)
+    points, cell = _cell_centres(low, high, transform)
     moved = transform(points)
     jacobian = np.linalg.det(transform.jacobian(points))
     shift = np.linalg.norm(moved - points, axis=1)
@@ -118,19 +129,102 @@ def describe_field(transform: Transform, grid: Grid) -> dict[str, Any]:
         "jacobian_min": float(jacobian.min()),
         "jacobian_max": float(jacobian.max()),
         "cells_checked": len(points),
+        "cell_um": cell.tolist(),
         "fold_share": float((jacobian <= 0).mean()),
     }
 
 
-def _cell_centres(low: Floats, high: Floats, transform: Transform) -> Floats:
-    """Return the centres of cells at most half a lattice spacing wide, bounded in number."""
+def _cell_centres(low: Floats, high: Floats, transform: Transform) -> tuple[Floats, Floats]:
+    """Return the centres and the size of cells half a lattice spacing wide, bounded in number."""
     extent = np.maximum(high - low, 0.0)
     step = extent / 16 if transform.field is None else transform.field.spacing / 2
     counts = np.maximum(1, np.ceil(extent / np.maximum(step, 1e-12))).astype(np.int64)
     while counts.prod() > _MOST_SAMPLES:
         counts = np.maximum(1, counts * 3 // 4)
     axes = [a + (np.arange(n) + 0.5) * e / n for a, e, n in zip(low, extent, counts, strict=True)]
-    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(low))
+    centres = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(low))
+    return centres, extent / counts
+
+
+def describe_regions(
+    points: Floats, has_partner: NDArray[np.bool_], share: float, chance: float
+) -> dict[str, Any]:
+    """Return where fixed spots find partners and where they do not.
+
+    The residual of pairs says nothing of a region in which there are no pairs. The cloud is
+    halved along its longest side until a region holds about forty spots; a region is without
+    support where chance explains its partners and the share of all regions would be very
+    unlikely (below 1e-4).
+
+    Parameters
+    ----------
+    points : (N, D) ndarray, micrometre
+        Fixed spots whose place lies inside of the moving image.
+    has_partner : (N,) ndarray of bool
+    share : float
+        Share of all these spots with a partner.
+    chance : float
+        Share that chance gives.
+    """
+    regions = _halve(points, np.arange(len(points)))
+    rows = []
+    for members in regions:
+        count, found = len(members), int(has_partner[members].sum())
+        if binom.cdf(found, count, share) < _UNLIKELY and found <= count * (chance + share) / 2:
+            low, high = points[members].min(axis=0), points[members].max(axis=0)
+            rows.append({"low_um": low.tolist(), "high_um": high.tolist(), "spots": count,
+                         "with_partner": found})  # fmt: skip
+    shares = [float(has_partner[m].mean()) for m in regions]
+    return {
+        "regions": len(regions),
+        "least_share": min(shares, default=None),
+        "median_share": float(np.median(shares)) if shares else None,
+        "without_support": rows,
+    }
+
+
+def _halve(points: Floats, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Return the rows of regions of some forty points, split at medians of the longest side."""
+    if len(rows) < 2 * _SPOTS_A_REGION:
+        return [rows] if len(rows) else []
+    axis = int(np.argmax(np.ptp(points[rows], axis=0)))
+    order = rows[np.argsort(points[rows, axis], kind="stable")]
+    middle = len(order) // 2
+    return _halve(points, order[:middle]) + _halve(points, order[middle:])
+
+
+def describe_support(
+    fixed: Spots, pairs: Correspondences, transform: Transform, moving_grid: Grid, chance: float
+) -> dict[str, Any]:
+    """Return the share of fixed spots with a partner, over all and by region.
+
+    Only spots that the transform brings into the moving image count.
+    """
+    inside = moving_grid.contains(transform(fixed.positions))
+    has_partner = np.zeros(len(fixed), dtype=bool)
+    has_partner[pairs.fixed_index] = True
+    share = float(has_partner[inside].mean()) if inside.any() else 0.0
+    regions = describe_regions(fixed.positions[inside], has_partner[inside], share, chance)
+    return {"spots_inside": int(inside.sum()), "share_with_partner": share, **regions}
+
+
+def list_warnings(field: dict[str, Any], support: dict[str, Any]) -> list[str]:
+    """Return what a user must know before the registered image is used, a sentence each."""
+    lines = []
+    if field["fold_share"] > 0:
+        lines.append(
+            f"The field folds in {100 * field['fold_share']:.2g} % of its cells; the registered "
+            "image is not to be trusted there. Set match.beta to a larger width."
+        )
+    if support["without_support"]:
+        regions = support["without_support"]
+        spots = sum(region["spots"] for region in regions)
+        lines.append(
+            f"{len(regions)} of {support['regions']} regions, with {spots} of "
+            f"{support['spots_inside']} fixed spots, hardly have partners; the registered image is "
+            "not to be trusted there. They are listed in qc.json (support.without_support)."
+        )
+    return lines
 
 
 def correlation(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tilereg.config import Settings
 from tilereg.detector import Detector
-from tilereg.errors import InputError, RegistrationError
+from tilereg.errors import ImageError, InputError, RegistrationError
 from tilereg.field import fit_field
 from tilereg.grid import Grid
 from tilereg.io.ome_zarr import OmeZarrImage, ZarrReader
@@ -183,17 +183,23 @@ def find_spots(
 ) -> Spots:
     """Find the spots of a volume on disk, one task a block."""
     reader = source.reader
-    detector = plan_source(source, settings)
     chunks = detect_chunks(reader)
-    with progress.stage(name, num_windows(reader.shape, chunks)) as stage:
-        spots = detect_volume(
-            reader,
-            reader.grid,
-            detector,
-            chunks,
-            client=client,
-            progress=lambda *_: stage.advance(),
-        )
+    try:
+        detector = plan_source(source, settings)
+        with progress.stage(name, num_windows(reader.shape, chunks)) as stage:
+            spots = detect_volume(
+                reader,
+                reader.grid,
+                detector,
+                chunks,
+                client=client,
+                progress=lambda *_: stage.advance(),
+            )
+    except ImageError as error:
+        if source.image.location in str(error):
+            raise
+        # The detector sees arrays: of which image, only this place knows.
+        raise ImageError(f"In {source}: {error}") from error
     sizes = ", ".join(f"{min(s):.3g}" for s in detector.sigmas)
     progress.note(f"{name}: {len(spots)} spots of sigma {sizes} um")
     return spots

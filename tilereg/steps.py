@@ -14,7 +14,14 @@ from tilereg.grid import Grid
 from tilereg.io.files import check_free
 from tilereg.io.ome_zarr import OmeZarrImage, open_image
 from tilereg.io.stores import Location, outputs
-from tilereg.io.tables import read_points, read_spots, write_matches, write_points, write_spots
+from tilereg.io.tables import (
+    check_suffix,
+    read_points,
+    read_spots,
+    write_matches,
+    write_points,
+    write_spots,
+)
 from tilereg.io.transforms import read_transform, write_transform
 from tilereg.matching import Match
 from tilereg.pipeline import MATCHES, QC, TRANSFORM, require
@@ -39,14 +46,14 @@ def detect(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Spots:
-    """Find the spots of an image and write them to a Parquet table.
+    """Find the spots of an image and write them to a table.
 
     Parameters
     ----------
     image : str or Path
         OME-Zarr image; channel, level and time as the settings say.
     table : str or Path
-        Parquet file to write.
+        Parquet or CSV file to write.
     settings, client, progress
         As in `tilereg.register`.
     overwrite : bool
@@ -58,6 +65,7 @@ def detect(
         If the image cannot be read, or the table exists or cannot be written.
     """
     resolved = Settings() if settings is None else settings
+    check_suffix(table)
     check_free(table, overwrite=overwrite)
     source = stages.choose(open_image(image), resolved)
     report = Silent() if progress is None else progress
@@ -246,6 +254,7 @@ def points(
     InputError, OutputError
         If a file cannot be used.
     """
+    check_suffix(output)
     check_free(output, overwrite=overwrite)
     rows = read_points(table)
     map_ = read_transform(_transform_at(transform))

@@ -135,6 +135,7 @@ def run_rows(qc: Mapping[str, Any]) -> Rows:
         ("deformation", _field(qc.get("field", {}))),
         ("time", _time(qc.get("stages", ()))),
     ]
+    rows += [("warning", line) for line in qc.get("warnings", ())]
     # Both images often lack the same.
     rows += [("assumed", note) for note in dict.fromkeys(qc.get("assumed", ()))]
     return [(name, text) for name, text in rows if text]
@@ -208,7 +209,7 @@ def _matches(matches: Mapping[str, Any]) -> str:
     parts = [f"{matches['pairs']:,} pairs"] if _known(matches.get("pairs")) else []
     if _known(matches.get("share_matched")):
         chance = matches.get("share_chance")
-        beside = f" (by chance: {_percent(chance)})" if _known(chance) else ""
+        beside = f" (by chance: {_percent(chance)})" if chance is not None else ""
         share = _percent(matches["share_matched"])
         parts.append(f"{share} of the fixed spots lie at a moving one{beside}")
     return "; ".join(parts)

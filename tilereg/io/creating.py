@@ -14,7 +14,8 @@ from tilereg.grid import Grid
 from tilereg.io import layout
 from tilereg.io.nodes import read_node
 from tilereg.io.pyramid import plan_levels
-from tilereg.io.stores import Location, outputs, remove_store
+from tilereg.io.removing import remove_store
+from tilereg.io.stores import Location, outputs
 from tilereg.io.writing import ImageWriter, write_group
 
 __all__ = ["begin_image", "create_image", "plan_image"]
@@ -75,7 +76,7 @@ def create_image(
     is_label : bool
         Whether the voxels are labels. Default no.
     overwrite : bool
-        Whether a zarr store at the location is removed first. Default no.
+        Whether one image at the location is removed first. Default no.
     resume : bool
         Whether an unfinished image of exactly these arrays is written on. Default no.
     storage_options : mapping, optional
@@ -216,7 +217,8 @@ def begin_image(writer: ImageWriter, *, overwrite: bool = False, resume: bool = 
         elif place.exists():
             if not resume:
                 raise OutputError(
-                    f"'{place}' exists already. Choose another output, or allow overwriting."
+                    f"'{place}' exists already. Choose another output, or use overwrite "
+                    "(--overwrite)."
                 )
             _check_begun(writer)
             return
@@ -232,5 +234,5 @@ def _check_begun(writer: ImageWriter) -> None:
         if text is None or json.loads(text) != json.loads(level.document):
             raise OutputError(
                 f"Level '{level.path}' of '{writer.place}' was begun with other settings, so it "
-                "cannot be continued. Choose another output, or allow overwriting."
+                "cannot be continued. Choose another output, or use overwrite (--overwrite)."
             )

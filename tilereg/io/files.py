@@ -11,16 +11,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tilereg.errors import InputError, OutputError
-from tilereg.io.stores import Location, outputs
+from tilereg.io.stores import Location, one_line, outputs
 
-__all__ = ["check_free", "first_line", "opened", "replaced", "suffix_of"]
-
-
-def first_line(error: BaseException) -> str:
-    """Return what an error says, in one line and without the full stop."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    lines = text.strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+__all__ = ["check_free", "opened", "replaced", "suffix_of"]
 
 
 def suffix_of(location: str | Path) -> str:
@@ -45,7 +38,7 @@ def opened(location: str | Path, what: str) -> Iterator[BinaryIO]:
     except FileNotFoundError as error:
         raise InputError(f"No {what} at '{location}': no such file.") from error
     except OSError as error:
-        raise InputError(f"Cannot read '{location}': {first_line(error)}.") from error
+        raise InputError(f"Cannot read '{location}': {one_line(error)}.") from error
     with stream:
         yield stream
 
@@ -63,7 +56,9 @@ def check_free(location: str | Path, *, overwrite: bool) -> None:
     system, path = Location.of(location).filesystem()
     system.invalidate_cache()  # what is there may have come after this machine last looked
     if system.exists(path):
-        raise OutputError(f"'{location}' exists already. Remove it, or allow it to be overwritten.")
+        raise OutputError(
+            f"'{location}' exists already. Remove it, or use overwrite (--overwrite)."
+        )
 
 
 @contextmanager

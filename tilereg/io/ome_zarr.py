@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tilereg.io.creating import begin_image, create_image, plan_image
 from tilereg.io.reading import Level, OmeZarrImage, ZarrReader, open_image
-from tilereg.io.stores import remove_store
+from tilereg.io.removing import remove_store
 from tilereg.io.writing import ImageWriter
 
 __all__ = [

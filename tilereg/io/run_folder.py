@@ -224,7 +224,7 @@ class Finished:
 
     location: Location
     _pending: list[int] = field(default_factory=list)
-    _since: float = field(default_factory=time.monotonic)
+    _since: float = field(default_factory=lambda: time.monotonic())
 
     def read(self) -> set[int]:
         """Return all numbers that were written."""

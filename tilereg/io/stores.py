@@ -10,8 +10,10 @@ import errno
 import json
 import os
 import posixpath
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from zarr.storage import FsspecStore, LocalStore
 
 from tilereg.errors import InputError, OutputError, TileregError
 
-__all__ = ["MARKERS", "Location", "one_line", "outputs", "remove_store"]
+__all__ = ["MARKERS", "Location", "one_line", "outputs"]
 
 #: What marks a folder as a zarr group or array.
 MARKERS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
@@ -31,8 +33,8 @@ _MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
-    """Return an exception's text in one line, its class in front, cut at `limit` characters."""
-    text = " ".join(str(error).split())
+    """Return an error as one line without full stop: class and text, cut at `limit` characters."""
+    text = " ".join(str(error).split()).rstrip(".")
     text = text if len(text) <= limit else text[: limit - 3] + "..."
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
@@ -182,14 +184,25 @@ class Location:
         return bool(system.exists(path) and not system.isdir(path))
 
     def remove(self) -> None:
-        """Remove this folder and all below it; the zarr markers go last."""
+        """Remove this folder and all below it, or this file; the zarr markers go last.
+
+        Names are taken as they are: a `*` or `[` in one is no pattern.
+        """
+        if not self.is_remote:
+            _remove_local(Path(self.url))
+            return
         system, path = self.filesystem()
-        for name in self.listing():
-            if name not in MARKERS:
-                system.rm(f"{path}/{name}", recursive=True)
+        system.invalidate_cache()
+        found = [str(key) for key in system.find(path)]
+        for keys in _markers_last(found, path):
+            _remove_keys(system, keys)
         system.invalidate_cache()
         if system.exists(path):
-            system.rm(path, recursive=True)
+            # Object stores have no folders; elsewhere they are left, empty.
+            folders = [str(key) for key in system.find(path, withdirs=True)]
+            for folder in sorted({*folders, path}, key=len, reverse=True):
+                with suppress(FileNotFoundError):
+                    system.rmdir(folder)
         system.invalidate_cache()
 
     def store(self, *, read_only: bool) -> Store:
@@ -206,31 +219,45 @@ def _is_remote(url: str) -> bool:
     return "://" in url or "::" in url
 
 
-def remove_store(location: str | Path, storage_options: Mapping[str, Any] | None = None) -> None:
-    """Remove a zarr store and everything in it; nothing happens where there is nothing.
+def _remove_local(path: Path) -> None:
+    """Remove a folder, markers last, or a file; a link to a folder stays, to an empty folder."""
+    if not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    for entry in sorted(path.iterdir(), key=lambda entry: entry.name in MARKERS):
+        if entry.is_symlink() or not entry.is_dir():
+            entry.unlink(missing_ok=True)
+        elif any((entry / marker).exists() for marker in MARKERS):
+            _remove_local(entry)
+        else:
+            shutil.rmtree(entry)
+    if not path.is_symlink():
+        path.rmdir()
 
-    Parameters
-    ----------
-    location : str or Path
-        Path or fsspec URL.
-    storage_options : mapping, optional
-        Options for fsspec.
 
-    Raises
-    ------
-    OutputError
-        If the folder is not a zarr store (it may hold something dear), or cannot be removed.
-    """
-    place = Location.of(location, storage_options)
-    with outputs("remove", f"'{place}'"):
-        if not place.exists():
-            return
-        if not set(MARKERS) & set(place.listing()):
-            raise OutputError(
-                f"'{place}' is not a Zarr store, so it is not removed. Choose another output, or "
-                "remove it by hand."
-            )
-        place.remove()
+def _markers_last(keys: Sequence[str], root: str) -> tuple[list[str], list[str], list[str]]:
+    """Return what is no zarr marker, the markers below the root, and those of the root."""
+    groups: tuple[list[str], list[str], list[str]] = ([], [], [])
+    for key in keys:
+        folder, name = posixpath.split(key)
+        of_root = folder.strip("/") == root.strip("/")
+        groups[0 if name not in MARKERS else 2 if of_root else 1].append(key)
+    return groups
+
+
+def _remove_keys(system: Any, keys: Sequence[str]) -> None:
+    """Remove files by their exact names."""
+    # fsspec takes names with these for patterns, unless they go one by one.
+    plain = [key for key in keys if not set(key) & set("*?[")]
+    if plain:
+        system.rm(plain)
+
+    def remove(key: str) -> None:
+        with suppress(FileNotFoundError):
+            system.rm_file(key)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(remove, set(keys) - set(plain)))
 
 
 @contextmanager

@@ -20,11 +20,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from tilereg.errors import InputError, OutputError
 from tilereg.grid import AXES
-from tilereg.io.files import first_line, opened, replaced, suffix_of
+from tilereg.io.files import opened, replaced, suffix_of
+from tilereg.io.stores import one_line
 from tilereg.points import Correspondences, Spots
 
 __all__ = [
     "PointTable",
+    "check_suffix",
     "read_matches",
     "read_points",
     "read_spots",
@@ -238,14 +240,14 @@ def _table(columns: dict[str, NDArray[Any]], kind: str) -> pa.Table:
 
 def _read_table(location: str | Path) -> pa.Table:
     """Return a table; all columns of a CSV file as text."""
-    suffix = _check_suffix(location)
+    suffix = check_suffix(location)
     with opened(location, "table") as stream:
         try:
             return _read_csv(stream) if suffix == ".csv" else pa.parquet.read_table(stream)
         except (pa.ArrowException, OSError) as error:
             kind = "CSV" if suffix == ".csv" else "Parquet"
             raise InputError(
-                f"'{location}' is not a {kind} file, or is damaged: {first_line(error)}."
+                f"'{location}' is not a {kind} file, or is damaged: {one_line(error)}."
             ) from error
 
 
@@ -260,7 +262,7 @@ def _read_csv(stream: BinaryIO) -> pa.Table:
 
 def _write_table(location: str | Path, table: pa.Table, *, overwrite: bool) -> None:
     """Write a table in the format of the suffix."""
-    suffix = _check_suffix(location)
+    suffix = check_suffix(location)
     with replaced(location, overwrite=overwrite) as stream:
         if suffix == ".parquet":
             pa.parquet.write_table(table, stream, compression="zstd")
@@ -269,7 +271,7 @@ def _write_table(location: str | Path, table: pa.Table, *, overwrite: bool) -> N
             _write_csv(table, stream)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
             raise OutputError(
-                f"Cannot write '{location}' as CSV: {first_line(error)}. Write .parquet."
+                f"Cannot write '{location}' as CSV: {one_line(error)}. Write .parquet."
             ) from error
 
 
@@ -289,8 +291,14 @@ def _is_text(column: Any) -> bool:
     return bool(pa.types.is_string(column.type) or pa.types.is_large_string(column.type))
 
 
-def _check_suffix(location: str | Path) -> str:
-    """Return the suffix, or raise where it does not name a format."""
+def check_suffix(location: str | Path) -> str:
+    """Return the suffix of a table, '.csv' or '.parquet'.
+
+    Raises
+    ------
+    InputError
+        If it names neither.
+    """
     suffix = suffix_of(location)
     if suffix not in (".csv", ".parquet"):
         raise InputError(

@@ -23,8 +23,9 @@ from zarr.codecs import ZstdCodec
 from tilereg.errors import ImageError, InputError, OutputError
 from tilereg.grid import Grid
 from tilereg.io import affines, scene
-from tilereg.io.files import check_free, first_line, opened, replaced, suffix_of
-from tilereg.io.stores import Location, outputs
+from tilereg.io.files import check_free, opened, replaced, suffix_of
+from tilereg.io.nodes import read_document
+from tilereg.io.stores import Location, one_line, outputs
 from tilereg.transform import Affine, DisplacementField, Transform
 
 __all__ = [
@@ -170,7 +171,7 @@ def read_affine(location: str | Path) -> Affine:
         try:
             text = stream.read().decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise InputError(f"'{location}' is not text: {first_line(error)}.") from error
+            raise InputError(f"'{location}' is not text: {one_line(error)}.") from error
     try:
         return affines.parse_json(text) if suffix == ".json" else affines.parse_rows(text)
     except InputError as error:
@@ -198,7 +199,7 @@ def _check_json(provenance: dict[str, Any] | None) -> None:
     try:
         json.dumps(provenance, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise InputError(f"Invalid provenance: {first_line(error)}. It must fit JSON.") from error
+        raise InputError(f"Invalid provenance: {one_line(error)}. It must fit JSON.") from error
 
 
 def _model(transform: Transform, fixed_grid: Grid, sampled: scene.Displacements) -> dict[str, Any]:
@@ -281,12 +282,27 @@ def _published(location: str | Path, *, overwrite: bool) -> Iterator[Path]:
 
 
 def _check_replaceable(place: Location) -> None:
-    """Raise if what is at a location is not a Zarr group, and so not ours to replace."""
-    if place.exists() and "zarr.json" not in place.listing():
+    """Raise unless nothing but one transform of tilereg is at a location, or nothing at all."""
+    if not place.exists():
+        return
+    names = set(place.listing())
+    advice = "so it is not overwritten. Remove it, or choose another place."
+    if "zarr.json" not in names:
+        raise OutputError(f"'{place}' is not a Zarr group, {advice}")
+    try:
+        document = read_document(place, "zarr.json") or {}
+    except ImageError as error:
+        raise OutputError(f"It cannot be told what '{place}' is, {advice} {error}") from error
+    attributes = document.get("attributes")
+    model = attributes.get("tilereg") if isinstance(attributes, dict) else None
+    if not isinstance(model, dict) or "affine" not in model:
         raise OutputError(
-            f"'{place}' is not a Zarr group, so it is not overwritten. Remove it, or choose "
-            "another place."
+            f"'{place}' is a Zarr {document.get('node_type', 'group')} but no transform of "
+            f"tilereg, {advice}"
         )
+    others = sorted(names - {"zarr.json", "tilereg", "coordinateTransformations"})
+    if others:
+        raise OutputError(f"'{place}' is a transform that also holds '{others[0]}', {advice}")
 
 
 def _move(folder: Path, path: Path) -> None:
@@ -347,9 +363,7 @@ def _damage(location: str | Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise ImageError(
-            f"Cannot read the transform at '{location}': {first_line(error)}."
+            f"Cannot read the transform at '{location}': {one_line(error)}."
         ) from error
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise ImageError(
-            f"The transform at '{location}' is damaged: {first_line(error)}."
-        ) from error
+        raise ImageError(f"The transform at '{location}' is damaged: {one_line(error)}.") from error

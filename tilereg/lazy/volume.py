@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -173,7 +173,7 @@ def warp_volume(
         work = partial(_warp_unit, image, writer, plan, limit)
         todo = _Todo(finished, stage)
         tasks = todo.left(_tasks(writer, channels, times))
-        with closing(todo):
+        with todo.noted():
             for task, status in run_tasks(work, tasks, client=client, num_workers=num_workers):
                 counts[status] += 1
                 todo.done(task)
@@ -199,8 +199,19 @@ class _Todo:
             self._finished.add(task.number)
         self._stage.advance()
 
-    def close(self) -> None:
-        """Make the notes last."""
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Make the notes last, also after an error, which no failing note may hide."""
+        try:
+            yield
+        except BaseException:
+            with suppress(OSError):
+                self._flush()
+            raise
+        self._flush()
+
+    def _flush(self) -> None:
+        """Write the notes."""
         if self._finished is not None:
             self._finished.flush()
 
@@ -247,7 +258,7 @@ def build_levels(
         with progress.stage(f"{title}, level {level}", total * num_channels * num_times) as stage:
             todo = _Todo(None if finished is None else finished(level), stage)
             tasks = todo.left(_level_tasks(writer, level, num_channels, num_times))
-            with closing(todo):
+            with todo.noted():
                 for task, _ in run_tasks(work, tasks, client=client, num_workers=num_workers):
                     todo.done(task)
 

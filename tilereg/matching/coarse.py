@@ -28,7 +28,7 @@ from tilereg.matching.constellations import match_constellations
 from tilereg.sampling import farthest_points
 from tilereg.transform import Affine, Transform
 
-__all__ = ["Candidate", "Coarse", "find_pose", "mean_spacing", "pose_evidence"]
+__all__ = ["Candidate", "Coarse", "find_pose", "pose_evidence", "steps_aside"]
 
 Floats = NDArray[np.float64]
 
@@ -46,13 +46,16 @@ _NUM_TURNED_BLOCKS = {2: 6, 3: 3}
 _FIRST_RING = 40
 _MOST_GROWN = 4000
 _MOST_TURNED = {2: 200, 3: 40}
+_MOST_TURNED_BINS = 200_000
 _MOST_FIXED_SAMPLED = 20_000
 # Log10 of the chance that a pose found among all that were tried is an accident.
 _CLEAR = -12.0
 _ENOUGH = -7.0
 _PARTIAL = 0.1
-# How far spots are moved aside to see what chance gives.
+# How far spots are moved aside to see what chance gives, and along which axes of the cloud:
+# those that are longer than some such steps, or than a share of the longest.
 _ASIDE = 2.5
+_WIDE, _ROUND = 4.0, 0.3
 
 
 @dataclass(frozen=True)
@@ -103,13 +106,17 @@ class Coarse:
         return self.evidence < _ENOUGH
 
 
-def mean_spacing(points: Floats) -> float:
-    """Return the mean distance of nearest neighbours, coincident points left out."""
-    if len(points) < 2:
-        return 1.0
-    distance = cKDTree(points).query(points, k=2)[0][:, 1]
-    distance = distance[distance > 0]
-    return float(distance.mean()) if len(distance) else 1.0
+def steps_aside(cloud: Floats) -> Floats:
+    """Return steps (S, D) by which spots are moved aside to see what chance gives.
+
+    They lead along the cloud, never out of it: a step off a plane of spots finds none, and would
+    make chance look smaller than it is.
+    """
+    centred = cloud - cloud.mean(axis=0)
+    axes = np.linalg.eigh(centred.T @ centred)[1].T
+    extent = np.ptp(centred @ axes.T, axis=0)
+    wide = extent >= min(_WIDE * _ASIDE, _ROUND * float(extent.max()))
+    return np.concatenate([_ASIDE * axes[wide], -_ASIDE * axes[wide]])
 
 
 def find_pose(fixed: Floats, moving: Floats, *, max_rotation: float = 180.0) -> Coarse:
@@ -180,6 +187,7 @@ class _Search:
         self.fixed, self.moving = fixed, moving
         self.fixed_tree, self.moving_tree = cKDTree(fixed), cKDTree(moving)
         self.cells = CellList.build(moving, 2.0)
+        self.aside = steps_aside(moving)
         self.num_tried = 0
         self.num_poses = 1.0
         rows = np.arange(len(fixed))
@@ -193,7 +201,7 @@ class _Search:
         eye = np.eye(self.fixed.shape[1])
         for size in dict.fromkeys(min(s, len(self.fixed)) for s in _BLOCK_SIZES):
             for centre in self.centres[: 1 if size == len(self.fixed) else None]:
-                for _, shift in self._peaks(self._block(centre, size), _BIN):
+                for _, shift in self._peaks(self._block(centre, size), _BIN, _MOST_BINS):
                     yield Candidate(Affine(eye, shift), int(centre), "vote")
 
     def rotation_candidates(self, max_rotation: float) -> Iterator[Candidate]:
@@ -205,7 +213,7 @@ class _Search:
         for rotation in _rotations(ndim, max_rotation):
             for centre in centres:
                 block = self._block(centre, size) @ rotation.T
-                for height, shift in self._peaks(block, 2 * _BIN):
+                for height, shift in self._peaks(block, 2 * _BIN, _MOST_TURNED_BINS):
                     candidate = Candidate(Affine(rotation, shift), int(centre), "rotation")
                     peaks.append((height, candidate))
         peaks.sort(key=lambda entry: -entry[0])
@@ -216,11 +224,11 @@ class _Search:
         _, rows = self.fixed_tree.query(self.fixed[centre], k=size)
         return np.asarray(self.fixed[np.atleast_1d(rows)])
 
-    def _peaks(self, block: Floats, bin_size: float) -> list[tuple[float, Floats]]:
+    def _peaks(self, block: Floats, bin_size: float, most_bins: int) -> list[tuple[float, Floats]]:
         """Return (height, shift) of the highest peaks of all differences to a block."""
         low = self.moving.min(axis=0) - block.max(axis=0) - bin_size
         high = self.moving.max(axis=0) - block.min(axis=0) + bin_size
-        bin_size = max(bin_size, float((np.prod(high - low) / _MOST_BINS) ** (1 / len(low))))
+        bin_size = max(bin_size, float((np.prod(high - low) / most_bins) ** (1 / len(low))))
         histogram = uniform_filter(self.cells.vote(block, low, high, bin_size), 2)
         self.num_poses += min(histogram.size, len(block) * len(self.moving))
         background = uniform_filter(histogram, 11)
@@ -295,7 +303,7 @@ class _Search:
 
     def evidence(self, points: Floats, affine: Affine, parameters: int) -> float:
         """Return log10 of the chance of as many partners, the best of several tolerances."""
-        return _evidence(affine(points), self.cells, parameters)
+        return _evidence(affine(points), self.cells, self.aside, parameters)
 
     def polish(self, best: Coarse) -> Coarse:
         """Refit the best map to spots spread over the whole cloud."""
@@ -320,13 +328,13 @@ def pose_evidence(
     tried = math.log10(len(fixed) * len(moving))
     if pose.source != "given":
         tried += math.log10(max(1, pose.num_tried))
-    return _evidence(map_(fixed), CellList.build(moving, 2.0), parameters) + tried
+    cells = CellList.build(moving, 2.0)
+    return _evidence(map_(fixed), cells, steps_aside(moving), parameters) + tried
 
 
-def _evidence(predicted: Floats, cells: CellList, parameters: int) -> float:
+def _evidence(predicted: Floats, cells: CellList, aside: Floats, parameters: int) -> float:
     """Return log10 of the chance of as many partners, the best of several tolerances."""
     num, ndim = predicted.shape
-    aside = np.concatenate([np.eye(ndim), -np.eye(ndim)]) * _ASIDE
     extent = np.ptp(cells.points[:, 3 - ndim :], axis=0) + 1.0
     density = len(cells.points) / float(np.prod(extent))
     ball = math.pi if ndim == 2 else 4 / 3 * math.pi

@@ -135,6 +135,7 @@ def drift(
     solution = start
     steps: list[DriftStep] = []
     last_steps = 0
+    p1, partner, sigma_ml = np.zeros(len(source)), moved, sigma
     for _ in range(max_iterations):
         radius = _TRUNCATION * sigma
         sums = CellList.build(moved, radius).gaussian_sum(target, sigma, radius)
@@ -167,7 +168,5 @@ def drift(
         if last_steps >= _LAST_STEPS or step < _SETTLED * sigma:
             break
     if solution is None:
-        empty = np.zeros((*lattice.nodes, ndim))
-        solution = Solution(empty, (), 0)
-        p1, partner, sigma_ml = np.zeros(len(source)), moved, sigma
+        solution = Solution(np.zeros((*lattice.nodes, ndim)), (), 0)
     return Drift(solution, max(sigma_ml, least_sigma), w, p1, partner, tuple(steps))

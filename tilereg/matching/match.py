@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ from tilereg.errors import InputError
 from tilereg.field import split_affine
 from tilereg.lattice import Lattice
 from tilereg.matching.cells import CellList
-from tilereg.matching.coarse import Coarse, find_pose, mean_spacing, pose_evidence
+from tilereg.matching.clouds import Unit, canonical_order, num_distinct
+from tilereg.matching.coarse import Coarse, find_pose, pose_evidence, steps_aside
 from tilereg.matching.cpd import Drift, drift
 from tilereg.matching.selection import Selection, fit_simple, select_model
 from tilereg.matching.votes import count_votes, fit_votes
@@ -38,7 +39,7 @@ _MOST_HELD_OUT = 5000
 _GATE = 3.0
 _CERTAIN = -5.0
 _CERTAIN_OF_FEW = -3.5
-_ASIDE = 2.5
+_VOTE_CELL = 2.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,14 +163,14 @@ def match_spots(
     if method not in METHODS:
         raise InputError(f"Invalid method '{method}'. Known methods: {', '.join(METHODS)}.")
     x, y = _cloud(fixed, "fixed points"), _cloud(moving, "moving points")
-    if x.shape[1] != y.shape[1]:
-        raise InputError(
-            f"Fixed points have {x.shape[1]} axes, moving points have {y.shape[1]}. "
-            "Both must have the same."
-        )
-    if min(len(x), len(y)) < _FEWEST:
-        return _nothing(x, f"{len(x)} fixed and {len(y)} moving spots are too few to match.")
-    unit = _Unit.of(x, y)
+    _check_axes(x, y, initial)
+    _check_numbers(max_rotation, w, beta, max_iterations)
+    rows = canonical_order(x), canonical_order(y)
+    x, y = x[rows[0]], y[rows[1]]
+    counts = num_distinct(x), num_distinct(y)
+    if min(counts) < _FEWEST:
+        return _nothing(x, f"{counts[0]} fixed and {counts[1]} moving spots are too few to match.")
+    unit = Unit.of(x, y)
     box = (x.min(axis=0), x.max(axis=0)) if domain is None else domain
     matcher = _Matcher(
         fixed=unit.fixed(x),
@@ -194,52 +195,8 @@ def match_spots(
             status="no registration",
             spacing=unit.scale,
         )
-    return matcher.run(pose, unit, x, y)
-
-
-@dataclass(frozen=True)
-class _Unit:
-    """The change to coordinates in which the mean spacing is one and the clouds are centred."""
-
-    scale: float
-    fixed_centre: Floats
-    moving_centre: Floats
-
-    @classmethod
-    def of(cls, fixed: Floats, moving: Floats) -> _Unit:
-        """Take the unit from the clouds."""
-        return cls(mean_spacing(fixed), fixed.mean(axis=0), moving.mean(axis=0))
-
-    def fixed(self, points: Floats) -> Floats:
-        """Change fixed points."""
-        return (points - self.fixed_centre) / self.scale
-
-    def moving(self, points: Floats) -> Floats:
-        """Change moving points."""
-        return (points - self.moving_centre) / self.scale
-
-    def affine_in(self, affine: Affine) -> Affine:
-        """Change an affine map from micrometre."""
-        offset = affine(self.fixed_centre) - self.moving_centre
-        return Affine(affine.matrix, offset / self.scale)
-
-    def affine_out(self, affine: Affine) -> Affine:
-        """Change an affine map to micrometre."""
-        offset = self.scale * affine.offset + self.moving_centre
-        return Affine(affine.matrix, offset - affine.matrix @ self.fixed_centre)
-
-    def transform_out(self, affine: Affine, field: DisplacementField | None) -> Transform:
-        """Change a map to micrometre."""
-        if field is None:
-            return Transform(self.affine_out(affine))
-        return Transform(
-            self.affine_out(affine),
-            DisplacementField(
-                field.coefficients * self.scale,
-                field.origin * self.scale + self.fixed_centre,
-                field.spacing * self.scale,
-            ),
-        )
+    found = matcher.run(pose, unit, x, y)
+    return replace(found, correspondences=_in_rows(found.correspondences, *rows))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,7 +217,7 @@ class _Matcher:
         """The fixed spots that may enter the fit."""
         return self.fixed[~self.held]
 
-    def run(self, pose: Coarse, unit: _Unit, x: Floats, y: Floats) -> Match:
+    def run(self, pose: Coarse, unit: Unit, x: Floats, y: Floats) -> Match:
         """Find the field, the pairs and the verdict."""
         first, lattice = self._drift(pose.affine, _FIRST, None)
         chosen = self._select(pose.affine, first, lattice)
@@ -320,7 +277,7 @@ class _Matcher:
         if start is not None:
             solution = Solution(lattice.interpolate(start), (), 0)
         elif len(source) >= _FEW:
-            votes = count_votes(source, base, CellList.build(self.moving, _ASIDE))
+            votes = count_votes(source, base, CellList.build(self.moving, _VOTE_CELL))
             coarse = Lattice.cover(self.low, self.high, _VOTING.spacing)
             voted, _ = fit_votes(votes, coarse, _VOTING)
             solution = Solution(lattice.interpolate(coarse.field(voted.coefficients)), (), 0)
@@ -387,11 +344,10 @@ class _Matcher:
         self, map_: Transform, sigma: float, chosen: Selection, pose: Coarse
     ) -> tuple[float, float, float]:
         """Return the share of spots with a partner, the share by chance, and log10 of its odds."""
-        ndim = self.fixed.shape[1]
         cells = CellList.build(self.moving, 1.0)
         moved = map_(self.fixed)
         reach = _GATE * sigma
-        aside = _ASIDE * np.concatenate([np.eye(ndim), -np.eye(ndim)])
+        aside = steps_aside(self.moving)
         near = cells.count_within(moved, reach) > 0
         by_chance = np.mean([cells.count_within(moved + a, reach) > 0 for a in aside], axis=0)
         matched, chance = float(near.mean()), float(by_chance.mean())
@@ -432,6 +388,42 @@ class _Matcher:
 def _cloud(points: ArrayLike | Spots, name: str) -> Floats:
     """Return the positions of points or spots, checked."""
     return check_points(points.positions if isinstance(points, Spots) else points, name)
+
+
+def _check_axes(fixed: Floats, moving: Floats, initial: Affine | None) -> None:
+    """Raise unless everything has the same number of axes."""
+    if fixed.shape[1] != moving.shape[1]:
+        raise InputError(
+            f"Fixed points have {fixed.shape[1]} axes, moving points have {moving.shape[1]}. "
+            "Both must have the same."
+        )
+    if initial is not None and initial.ndim != fixed.shape[1]:
+        raise InputError(
+            f"The initial affine has {initial.ndim} axes, the points have {fixed.shape[1]}."
+        )
+
+
+def _check_numbers(
+    max_rotation: float, w: float | None, beta: float | None, max_iterations: int
+) -> None:
+    """Raise unless all settings are in their ranges."""
+    if not 0 <= max_rotation <= 180:
+        raise InputError(f"Invalid max_rotation {max_rotation}. It must be 0 to 180 degrees.")
+    if w is not None and not 0 < w < 1:
+        raise InputError(f"Invalid w {w}. A share above 0 and below 1 is needed.")
+    if beta is not None and not (beta > 0 and math.isfinite(beta)):
+        raise InputError(f"Invalid beta {beta} um. It must be > 0 and finite.")
+    if max_iterations < 1:
+        raise InputError(f"Invalid max_iterations {max_iterations}. It must be at least 1.")
+
+
+def _in_rows(pairs: Correspondences, fixed_rows: Rows, moving_rows: Rows) -> Correspondences:
+    """Return pairs of ordered clouds with the rows of the clouds as given, sorted by the fixed."""
+    ours, theirs = fixed_rows[pairs.fixed_index], moving_rows[pairs.moving_index]
+    order = np.argsort(ours)
+    columns = {f.name: getattr(pairs, f.name)[order] for f in fields(pairs)}
+    columns |= {"fixed_index": ours[order], "moving_index": theirs[order]}
+    return Correspondences(**columns)
 
 
 def _hold_out(count: int, share: float, seed: int) -> NDArray[np.bool_]:

@@ -1,0 +1,90 @@
+"""The two clouds as the matcher sees them: in an order and a unit of their own.
+
+Both follow from the points alone, so neither the order of the rows of a table nor the unit of
+the world changes what is found.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilereg.field import mean_spacing
+from tilereg.transform import Affine, DisplacementField, Transform
+
+__all__ = ["Unit", "canonical_order", "num_distinct"]
+
+Floats = NDArray[np.float64]
+
+
+def canonical_order(points: Floats) -> NDArray[np.int64]:
+    """Return the rows of (N, D) points by distance from their mean, then by coordinates.
+
+    The order is that of the points, whatever the order of the rows; a rotation or a change of
+    unit keeps it, except where distances are equal up to rounding.
+    """
+    # A plain mean depends on the order of the rows in its last digits.
+    centre = np.array([math.fsum(column.tolist()) / max(1, len(column)) for column in points.T])
+    square = ((points - centre) ** 2).sum(axis=1)
+    return np.lexsort((*points.T[::-1], square)).astype(np.int64)
+
+
+def num_distinct(ordered: Floats) -> int:
+    """Return the number of different places among points in canonical order."""
+    return int((ordered[1:] != ordered[:-1]).any(axis=1).sum()) + min(1, len(ordered))
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The change to coordinates in which the mean spacing is one and the clouds are centred.
+
+    Parameters
+    ----------
+    scale : float, micrometre
+        Mean distance of nearest neighbours of the fixed cloud.
+    fixed_centre, moving_centre : (D,) ndarray, micrometre
+        Means of the clouds.
+    """
+
+    scale: float
+    fixed_centre: Floats
+    moving_centre: Floats
+
+    @classmethod
+    def of(cls, fixed: Floats, moving: Floats) -> Unit:
+        """Take the unit from the clouds."""
+        return cls(mean_spacing(fixed), fixed.mean(axis=0), moving.mean(axis=0))
+
+    def fixed(self, points: Floats) -> Floats:
+        """Change fixed points."""
+        return (points - self.fixed_centre) / self.scale
+
+    def moving(self, points: Floats) -> Floats:
+        """Change moving points."""
+        return (points - self.moving_centre) / self.scale
+
+    def affine_in(self, affine: Affine) -> Affine:
+        """Change an affine map from micrometre."""
+        offset = affine(self.fixed_centre) - self.moving_centre
+        return Affine(affine.matrix, offset / self.scale)
+
+    def affine_out(self, affine: Affine) -> Affine:
+        """Change an affine map to micrometre."""
+        offset = self.scale * affine.offset + self.moving_centre
+        return Affine(affine.matrix, offset - affine.matrix @ self.fixed_centre)
+
+    def transform_out(self, affine: Affine, field: DisplacementField | None) -> Transform:
+        """Change a map to micrometre."""
+        if field is None:
+            return Transform(self.affine_out(affine))
+        return Transform(
+            self.affine_out(affine),
+            DisplacementField(
+                field.coefficients * self.scale,
+                field.origin * self.scale + self.fixed_centre,
+                field.spacing * self.scale,
+            ),
+        )

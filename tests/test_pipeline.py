@@ -159,7 +159,8 @@ def test_progress_is_told(flat_pair: tuple[str, str], tmp_path: Path) -> None:
     told = Recorder()
     chosen = settings("output.chunks=[80,60]", "output.levels=2")
     register(*flat_pair, tmp_path / "run", settings=chosen, progress=told)
-    detection = ["detect fixed", "detect moving"]
+    names = ("detect fixed", "detect moving")
+    detection = [stage for name in names for stage in (f"{name}, size and threshold", name)]
     assert list(told.totals) == [*detection, "match", "fit", "warp", "pyramid, level 1", "judge"]
     assert told.totals["warp"] == 2 * 3
     for name, total in told.totals.items():

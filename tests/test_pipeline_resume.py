@@ -211,9 +211,31 @@ def test_resume_where_nothing_is_just_runs(
 def test_overwrite_starts_anew(flat_pair: tuple[str, str], whole: Run, tmp_path: Path) -> None:
     output = tmp_path / "run"
     shutil.copytree(whole.output, output)
-    (output / "left over").write_text("old")
+    (output / "qc.json").write_text("old")
     check_same(register(*flat_pair, output, settings=settings(), overwrite=True), whole)
     assert {path.name for path in output.iterdir()} == RUN_FILES
+
+
+def test_a_lost_image_is_not_resumed(
+    flat_pair: tuple[str, str], whole: Run, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(whole.output, output)
+    shutil.rmtree(output / "registered.ome.zarr")
+    (output / "progress" / "warp.json").unlink()
+    with pytest.raises(OutputError, match="is gone"):
+        register(*flat_pair, output, settings=settings(), resume=True)
+
+
+def test_a_failed_replacement_keeps_the_old_run(
+    flat_pair: tuple[str, str], whole: Run, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(whole.output, output)
+    before = contents(output)
+    with pytest.raises(RegistrationError):
+        register(*flat_pair, output, settings=settings("detect.threshold=1e9"), overwrite=True)
+    assert contents(output) == before
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from tilereg.io import run_folder
 from tilereg.io.run_folder import RunFolder, check_apart
 from tilereg.io.stores import Location
 
-RECORD = "[match]\nseed = 1\n\n[compute]\nworkers = 2\n"
+INPUTS = '\n[run_inputs]\nfixed_location = "a"\n\n[run_versions]\ntilereg = "1"\n'
+RECORD = "[match]\nseed = 1\n\n[compute]\nworkers = 2\n" + INPUTS
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -228,3 +229,43 @@ def test_half_a_note_is_not_read(tmp_path: Path) -> None:
 def test_an_unknown_protocol_is_told() -> None:
     with pytest.raises(InputError, match="protocol"):
         RunFolder.at("nowhere://run").check_free()
+
+
+def test_foreign_files_are_never_removed(tmp_path: Path) -> None:
+    folder = RunFolder.at(tmp_path / "run")
+    start(folder)
+    (tmp_path / "run" / "thesis.txt").write_text("dear")
+    with (
+        pytest.raises(OutputError, match=r"thesis\.txt"),
+        folder.prepared(RECORD, overwrite=True, resume=False),
+    ):
+        pass
+    assert (tmp_path / "run" / "thesis.txt").read_text() == "dear"
+    other = tmp_path / "project"
+    other.mkdir()
+    (other / "run.toml").write_text('name = "something else"')
+    with (
+        pytest.raises(OutputError, match="something else"),
+        RunFolder.at(other).prepared(RECORD, overwrite=True, resume=False),
+    ):
+        pass
+    assert (other / "run.toml").exists()
+
+
+def _fail_anew(folder: RunFolder) -> None:
+    with folder.prepared(RECORD, overwrite=True, resume=False):
+        folder.mark("other")
+        raise InputError("wrong")
+
+
+def test_the_old_run_comes_back_after_an_error(tmp_path: Path) -> None:
+    folder = RunFolder.at(tmp_path / "run")
+    start(folder)
+    with pytest.raises(InputError, match="wrong"):
+        _fail_anew(folder)
+    assert folder.marked("detect") == {"spots": 3}
+    assert folder.marked("other") is None
+    with folder.prepared(RECORD, overwrite=True, resume=False):
+        folder.mark("other")
+    assert folder.marked("detect") is None
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]

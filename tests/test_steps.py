@@ -66,7 +66,7 @@ def test_detect_writes_a_table(flat_pair: tuple[str, str], tmp_path: Path, clien
     read = read_spots(tmp_path / "new" / "spots.parquet")
     assert np.array_equal(read.positions, found.positions)
     assert np.array_equal(read.intensity, found.intensity)
-    assert list(told.totals) == ["detect"]
+    assert list(told.totals) == ["detect, size and threshold", "detect"]
     steps.detect(flat_pair[0], tmp_path / "there.parquet", client=client)
     assert contents(tmp_path)["there.parquet"] == contents(tmp_path)["new/spots.parquet"]
 

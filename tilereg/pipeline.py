@@ -7,6 +7,8 @@ follows what, what is written where, and what need not be done again.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +23,7 @@ from tilereg.io.ome_zarr import OmeZarrImage, open_image
 from tilereg.io.run_folder import RunFolder, check_apart
 from tilereg.io.tables import read_matches, read_spots, write_matches, write_spots
 from tilereg.io.transforms import read_transform, write_transform
+from tilereg.lazy.cluster import connect
 from tilereg.matching import Match
 from tilereg.metering import Meter, StageCost
 from tilereg.plan import REGISTERED, RunPlan, check_images, plan
@@ -97,7 +100,8 @@ def register(
     settings : Settings, optional
         Default: all from the data.
     client : distributed.Client, optional
-        Where detection and warp run. Default: threads of this process.
+        Where detection and warp run. Default: where the settings' `compute` says, else threads of
+        this process.
     initial : str, Path or Affine, optional
         First affine, fixed to moving, micrometre; goes before the settings' `initial`.
     overwrite : bool
@@ -139,10 +143,13 @@ def register(
     folder.check_free(overwrite=overwrite, resume=resume)
     record = _record(images, resolved, start)
     meter = Meter()
-    with folder.prepared(record, overwrite=overwrite, resume=resume):
-        spots = _detect(folder, sources, resolved, client, report, meter)
+    with (
+        connected(client, resolved) as place,
+        folder.prepared(record, overwrite=overwrite, resume=resume),
+    ):
+        spots = _detect(folder, sources, resolved, place, report, meter)
         transform, matches, judged = _match(folder, sources, spots, resolved, start, report, meter)
-        registered = _warp(folder, parts, transform, resolved, client, report, meter)
+        registered = _warp(folder, parts, transform, resolved, place, report, meter)
         qc = _judge(folder, sources, spots, transform, matches, judged, report, meter)
     return Run(
         output=folder.location.url,
@@ -151,6 +158,22 @@ def register(
         qc=qc,
         registered=registered,
     )
+
+
+@contextmanager
+def connected(client: Client | None, settings: Settings) -> Iterator[Client | None]:
+    """Hold the given client, or the one that the settings ask for, None for threads."""
+    if client is not None:
+        yield client
+        return
+    asked = settings.compute
+    with connect(
+        scheduler=asked.scheduler,
+        scheduler_file=asked.scheduler_file,
+        workers=asked.workers,
+        memory=asked.memory,
+    ) as own:
+        yield own
 
 
 def _record(
@@ -299,7 +322,8 @@ def _judge(
         return written
     with meter.stage("judge"), progress.stage("judge"):
         spacing = np.asarray(sources.moving.image.grid.spacing)
-        fixed, moving = sources.fixed.small(), sources.moving.small()
+        fixed = sources.fixed.small()
+        moving = sources.moving.nearest(fixed.grid)
         qc: dict[str, Any] = {
             "status": judged["status"],
             "fixed": str(sources.fixed.image.location),

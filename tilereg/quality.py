@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Any
 
@@ -16,7 +15,7 @@ from tilereg.metrics import NccSums
 from tilereg.points import Correspondences, Spots
 from tilereg.transform import Transform
 from tilereg.warping import source_window, warp_block
-from tilereg.windows import Reader, iter_windows
+from tilereg.windows import Reader, Window
 
 __all__ = [
     "correlation",
@@ -243,10 +242,14 @@ def correlation(
     identity = Transform.identity(transform.ndim)
     ones = np.ones((1,) * transform.ndim, dtype=np.uint8)
     before, after = NccSums(), NccSums()
-    blocks = list(itertools.islice(iter_windows(fixed_grid.shape, _BLOCK[transform.ndim]), 10**6))
-    picked = np.unique(np.linspace(0, len(blocks) - 1, min(len(blocks), _MOST_BLOCKS)).astype(int))
+    sides = np.array(_BLOCK[transform.ndim])
+    counts = tuple(int(n) for n in -(-np.array(fixed_grid.shape) // sides))
+    num_blocks = math.prod(counts)
+    picked = np.unique(np.linspace(0, num_blocks - 1, min(num_blocks, _MOST_BLOCKS)).astype(int))
     for number in picked:
-        window = blocks[number].window
+        start = np.array(np.unravel_index(number, counts)) * sides
+        corner = tuple(int(s) for s in start)
+        window = Window(corner, tuple(int(s) for s in start + sides)).clip(fixed_grid.shape)
         need = source_window(transform, fixed_grid, window, moving_grid, 1)
         if need.is_empty:
             continue
@@ -271,7 +274,9 @@ def correlation(
         "after": _finite(after.ncc),
         "voxels": after.count,
         "blocks": len(picked),
-        "blocks_of": len(blocks),
+        "blocks_of": num_blocks,
+        "fixed_spacing_um": list(fixed_grid.spacing),
+        "moving_spacing_um": list(moving_grid.spacing),
     }
 
 

@@ -121,6 +121,11 @@ def _channels(image: OmeZarrImage, wanted: str | Sequence[int | str]) -> tuple[i
         return tuple(range(len(image.channels)))
     if not wanted:
         raise InputError("warp.channels is an empty list. Name one channel, or write 'all'.")
+    if "c" not in image.axes and len(wanted) > 1:
+        raise InputError(
+            f"warp.channels = {list(wanted)} names {len(wanted)} channels, but '{image.location}' "
+            "has no channel axis. Leave the setting out."
+        )
     return tuple(image.channel_index(channel) for channel in wanted)
 
 
@@ -220,8 +225,22 @@ def write_parts(
         If a task does not fit into memory; nothing is written then.
     """
     limits = check_parts(parts, transform, task_budget(client, memory))
+    _begin(parts[0], folder)
+    _write_begun(parts, limits, transform, client, progress, folder)
+
+
+def _write_begun(
+    parts: Sequence[Part],
+    limits: Sequence[int],
+    transform: Transform,
+    client: Client | None,
+    progress: Progress,
+    folder: RunFolder | None = None,
+) -> None:
+    """Write all parts, of which the first has its arrays already."""
     for part, limit in zip(parts, limits, strict=True):
-        _begin(part, folder)
+        if part is not parts[0]:
+            _begin(part, folder)
         _fill(part, transform, limit, client, progress, folder)
     for part in reversed(parts):
         part.writer.finish()
@@ -233,6 +252,11 @@ def _begin(part: Part, folder: RunFolder | None) -> None:
         begin_image(part.writer)
         return
     begun = folder.marked(f"create_{part.key}") is not None
+    if begun and not part.writer.place.exists():
+        raise OutputError(
+            f"'{part.writer.place}' of the earlier start is gone, so the run cannot go on. Start "
+            "anew with --overwrite."
+        )
     if not begun:
         # An earlier start may have ended in the middle of this.
         part.writer.place.remove()
@@ -296,13 +320,16 @@ def write_replacing(
     if place.exists():
         if not overwrite:
             raise OutputError(
-                f"'{place}' exists already. Remove it, or allow it to be overwritten."
+                f"'{place}' exists already. Remove it, or replace it with --overwrite."
             )
         check_apart(place.url, inputs)
-        check_parts(parts, transform, task_budget(client, memory))
+    limits = check_parts(parts, transform, task_budget(client, memory))
+    if place.exists():
         remove_store(place.url)
+    # What another writer has begun in between is not ours: this raises, and nothing is removed.
+    begin_image(parts[0].writer)
     try:
-        write_parts(parts, transform, memory=memory, client=client, progress=progress)
+        _write_begun(parts, limits, transform, client, progress)
     except BaseException:
         # Also after an interrupt: half an image is of no use to anyone.
         with suppress(OSError, TileregError):

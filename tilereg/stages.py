@@ -17,6 +17,7 @@ from tilereg.errors import ImageError, InputError, RegistrationError
 from tilereg.field import fit_field
 from tilereg.grid import Grid
 from tilereg.io.ome_zarr import OmeZarrImage, ZarrReader
+from tilereg.io.stores import Location
 from tilereg.io.transforms import read_affine
 from tilereg.lazy.detect import detect_volume
 from tilereg.matching import Match, match_spots
@@ -45,7 +46,10 @@ __all__ = [
     "match_clouds",
     "median",
     "plan_source",
+    "transform_at",
 ]
+
+TRANSFORM = "transform.ome.zarr"
 
 _FEWEST_SPOTS = 4
 _DETECT_VOXELS = 4_000_000
@@ -79,6 +83,13 @@ class Source:
         levels = range(len(self.image.levels))
         fits = [n for n in levels if self.image.levels[n].grid.size <= _SMALL_VOXELS]
         level = fits[0] if fits else len(self.image.levels) - 1
+        return self.image.reader(level=level, channel=self.channel, time=self.time)
+
+    def nearest(self, grid: Grid) -> ZarrReader:
+        """Return the level whose voxels are most like those of a grid."""
+        wanted = np.log(grid.spacing)
+        gaps = [np.abs(np.log(v.grid.spacing) - wanted).sum() for v in self.image.levels]
+        level = int(np.argmin(gaps))
         return self.image.reader(level=level, channel=self.channel, time=self.time)
 
     def __str__(self) -> str:
@@ -185,7 +196,8 @@ def find_spots(
     reader = source.reader
     chunks = detect_chunks(reader)
     try:
-        detector = plan_source(source, settings)
+        with progress.stage(f"{name}, size and threshold"):
+            detector = plan_source(source, settings)
         with progress.stage(name, num_windows(reader.shape, chunks)) as stage:
             spots = detect_volume(
                 reader,
@@ -237,13 +249,19 @@ def first_affine(
         source = settings.initial.file
     if source is None:
         return None
-    affine = source if isinstance(source, Affine) else read_affine(source)
+    affine = source if isinstance(source, Affine) else read_affine(transform_at(source))
     if len(affine.offset) != ndim:
         what = "The initial affine" if isinstance(source, Affine) else f"The affine in '{source}'"
         raise InputError(
             f"{what} has {len(affine.offset)} axes, the data have {ndim}. Give one of {ndim} axes."
         )
     return affine
+
+
+def transform_at(place: str | Path) -> str:
+    """Return the location of a transform, given itself or its run's folder."""
+    location = Location.of(place)
+    return location.child(TRANSFORM).url if TRANSFORM in location.listing() else location.url
 
 
 def match_clouds(
@@ -313,6 +331,11 @@ def fit_transform(match: Match, grid: Grid, settings: Settings) -> Fit:
         warnings.append(
             f"warning: the field folds in {100 * folded:.2g} % of its cells; the registered image "
             "is not to be trusted there. Set match.beta to a larger width."
+        )
+    if wanted.model == "thin-plate" and match.model != "field":
+        warnings.append(
+            f"note: the held-out pairs are predicted best by a map that is {match.model} alone, so "
+            "no thin-plate spline was fitted"
         )
     return Fit(transform, replace(pairs, residual=residual), description, warnings)
 

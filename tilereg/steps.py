@@ -24,7 +24,7 @@ from tilereg.io.tables import (
 )
 from tilereg.io.transforms import read_transform, write_transform
 from tilereg.matching import Match
-from tilereg.pipeline import MATCHES, QC, TRANSFORM, require
+from tilereg.pipeline import MATCHES, QC, TRANSFORM, connected, require
 from tilereg.points import Spots
 from tilereg.progress import Progress, Silent
 from tilereg.quality import describe_match, describe_residuals, plain
@@ -69,7 +69,8 @@ def detect(
     check_free(table, overwrite=overwrite)
     source = stages.choose(open_image(image), resolved)
     report = Silent() if progress is None else progress
-    spots = stages.find_spots(source, resolved, client, report, "detect")
+    with connected(client, resolved) as place:
+        spots = stages.find_spots(source, resolved, place, report, "detect")
     write_spots(table, spots, overwrite=overwrite)
     return spots
 
@@ -196,26 +197,21 @@ def warp(
     resolved = Settings() if settings is None else settings
     report = Silent() if progress is None else progress
     moving, target = open_image(image), open_image(like)
-    place = _transform_at(transform)
-    map_ = read_transform(place)
+    location = stages.transform_at(transform)
+    map_ = read_transform(location)
     stages.check_ndim(moving, map_, "The image")
     stages.check_ndim(target, map_, "The image to be like")
-    write_replacing(
-        plan_parts(moving, target.grid, output, resolved),
-        map_,
-        inputs=(moving.location, target.location, place),
-        memory=resolved.compute.memory,
-        client=client,
-        progress=report,
-        overwrite=overwrite,
-    )
+    with connected(client, resolved) as place:
+        write_replacing(
+            plan_parts(moving, target.grid, output, resolved),
+            map_,
+            inputs=(moving.location, target.location, location),
+            memory=resolved.compute.memory,
+            client=place,
+            progress=report,
+            overwrite=overwrite,
+        )
     return open_image(output)
-
-
-def _transform_at(place: str | Path) -> str:
-    """Return the location of a transform, given itself or its run's folder."""
-    location = Location.of(place)
-    return location.child(TRANSFORM).url if TRANSFORM in location.listing() else location.url
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,7 +253,7 @@ def points(
     check_suffix(output)
     check_free(output, overwrite=overwrite)
     rows = read_points(table)
-    map_ = read_transform(_transform_at(transform))
+    map_ = read_transform(stages.transform_at(transform))
     moved = map_.inverse(rows.positions) if inverse else map_(rows.positions)
     write_points(output, rows, moved, overwrite=overwrite)
     failed = int(np.isnan(moved).any(axis=1).sum())

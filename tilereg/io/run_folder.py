@@ -25,6 +25,18 @@ from tilereg.io.stores import Location, one_line, outputs
 __all__ = ["Finished", "RunFolder", "check_apart"]
 
 _MARK = "run.toml"
+# All that a run writes. Nothing else is ever removed.
+_OWN = {
+    _MARK,
+    "progress",
+    "qc.json",
+    "registered.ome.zarr",
+    "transform.ome.zarr",
+    "spots_fixed.parquet",
+    "spots_moving.parquet",
+    "matches.parquet",
+}
+_ASIDE = ".replaced"
 _PROGRESS = "progress"
 # Units are noted in batches, but no more than so many, or seconds of work, are ever lost.
 _BATCH = 64
@@ -105,13 +117,15 @@ class RunFolder:
         -----
         After an error the folder is removed, unless it holds work of an earlier start. After an
         interrupt, and where a machine gave out (`ResourceError`), it is kept, so that the run
-        can go on.
+        can go on. A local run that is to be replaced is moved aside, comes back after an error,
+        and is removed when the new one is complete.
         """
         resumed = self._claim(record, overwrite=overwrite, resume=resume)
         try:
             if not resumed:
                 self.location.write_text(_MARK, record)
             yield resumed
+            self._drop_aside()
         except ResourceError as error:
             if self.location.child(_PROGRESS).listing():
                 raise ResourceError(
@@ -132,16 +146,40 @@ class RunFolder:
             ) from error
 
     def _discard(self) -> None:
-        """Remove the folder; a failure must not hide what went wrong before."""
+        """Remove what the run wrote; a failure must not hide what went wrong before."""
         with suppress(OSError, TileregError):
             self.remove()
+            if self._aside.exists():
+                os.replace(self._aside.url, self.location.url)
 
     def remove(self) -> None:
-        """Remove the folder; what tells that it is a run's goes last."""
-        for name in self.location.listing():
-            if name != _MARK:
+        """Remove what a run writes, and the folder where nothing else is in it.
+
+        What tells that it is a run's goes last.
+        """
+        for name in sorted(self.location.listing(), key=lambda name: name == _MARK):
+            if name in _OWN:
                 self.location.child(name).remove()
-        self.location.remove()
+        if not self.location.listing():
+            self.location.remove()
+
+    @property
+    def _aside(self) -> Location:
+        """Where a local run is kept while another takes its place."""
+        return Location(self.location.url + _ASIDE, self.location.options)
+
+    def _move_aside(self) -> None:
+        """Make room for a new run; the old one is kept until the new one is complete."""
+        if self.location.is_remote or self._aside.exists():
+            # A store at a URL cannot be renamed; what is aside already is the last complete run.
+            self.remove()
+        else:
+            os.replace(self.location.url, self._aside.url)
+
+    def _drop_aside(self) -> None:
+        """Remove the run that was replaced."""
+        if not self.location.is_remote and self._aside.exists():
+            RunFolder(self._aside).remove()
 
     def check_free(self, *, overwrite: bool = False, resume: bool = False) -> str | None:
         """Return what the run that is there was asked for, None where there is nothing.
@@ -160,6 +198,13 @@ class RunFolder:
                 f"'{self.location}' exists and is not the folder of a run (it has no {_MARK}). "
                 "Choose another place; it is not removed, not even with --overwrite."
             )
+        strange = sorted(set(self.location.listing()) - _OWN)
+        if overwrite and (strange or not _is_record(found)):
+            what = f"'{strange[0]}'" if strange else f"a {_MARK} of something else"
+            raise OutputError(
+                f"'{self.location}' holds {what}, which no run writes. Move it away or choose "
+                "another place; it is not removed, not even with --overwrite."
+            )
         if not (overwrite or resume):
             raise OutputError(
                 f"'{self.location}' holds a run already. Choose another place, or go on with "
@@ -176,7 +221,7 @@ class RunFolder:
             self._check_same(found, record)
             return True
         with outputs("remove", f"the run in '{self.location}'"):
-            self.remove()
+            self._move_aside()
         return False
 
     def _check_same(self, found: str, record: str) -> None:
@@ -246,6 +291,15 @@ class Finished:
             self.location.write_json(f"{uuid.uuid4().hex}.json", {"units": self._pending})
             self._pending.clear()
         self._since = time.monotonic()
+
+
+def _is_record(text: str) -> bool:
+    """Tell whether a TOML text is the record of a run."""
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        return False
+    return {"run_inputs", "run_versions"} <= tables.keys()
 
 
 def _flat(tables: dict[str, Any], prefix: str = "") -> dict[str, Any]:

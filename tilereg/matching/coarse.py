@@ -56,6 +56,9 @@ _PARTIAL = 0.1
 # those that are longer than some such steps, or than a share of the longest.
 _ASIDE = 2.5
 _WIDE, _ROUND = 4.0, 0.3
+# A map that stretches or shrinks an axis by more is no pose: fitted to nearest neighbours, the
+# matrix of a wrong one collapses onto a plane of spots.
+_MOST_STRETCH = 1.5
 
 
 @dataclass(frozen=True)
@@ -291,7 +294,10 @@ class _Search:
             pairs = self._pairs(points, affine, tolerance)
             if len(pairs[0]) < 3:
                 return 0.0, affine
-            affine = _fit(*pairs)
+            fitted = _fit(*pairs)
+            if fitted.stretch > _MOST_STRETCH:
+                return 0.0, affine
+            affine = fitted
         model = _model(len(pairs[0]), points.shape[1])
         return self.evidence(points, affine, num_parameters(model, points.shape[1])), affine
 

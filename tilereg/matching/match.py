@@ -107,7 +107,7 @@ def match_spots(
     beta: float | None = None,
     held_out: float = 0.05,
     domain: tuple[ArrayLike, ArrayLike] | None = None,
-    max_iterations: int = 60,
+    max_iterations: int = 100,
     seed: int = 0,
 ) -> Match:
     """Match two clouds that are related by a pose and a smooth deformation.

@@ -257,7 +257,7 @@ def test_urls() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "is not a CSV file, or is damaged: Empty CSV file"),
+        ("", "is not a CSV file, or is damaged: ArrowInvalid: Empty CSV file"),
         ("z,y,x\n", "has no rows. A table of points needs at least one"),
         ("a,z,y\n1,2,3\n", r"Missing column x in '.*'. Present are: a, z, y"),
         ("index,axis-0,axis-1\n1,2,3\n", "Missing columns y, x .* Present are: index, axis-0"),
@@ -344,7 +344,9 @@ def test_positions_must_fit(tmp_path: Path) -> None:
 def test_existing_output_is_kept(tmp_path: Path) -> None:
     path = write_text(tmp_path / "a.csv", "y,x\n1,2\n")
     points = read_points(path)
-    with pytest.raises(OutputError, match=r"a.csv' exists already. Remove it, or allow it"):
+    with pytest.raises(
+        OutputError, match=r"a.csv' exists already. Remove it, or use .*--overwrite"
+    ):
         write_points(path, points, [[5, 6]])
     assert path.read_text() == "y,x\n1,2\n"
     write_points(path, points, [[5, 6]], overwrite=True)

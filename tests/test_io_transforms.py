@@ -290,7 +290,9 @@ def test_existing_output_is_kept(tmp_path: Path) -> None:
     grid, place = fixed_grid(2), tmp_path / "t.zarr"
     first, second = random_transform(2), Transform.identity(2)
     write_transform(place, first, fixed_grid=grid)
-    with pytest.raises(OutputError, match=r"t.zarr' exists already. Remove it, or allow"):
+    with pytest.raises(
+        OutputError, match=r"t.zarr' exists already. Remove it, or use .*--overwrite"
+    ):
         write_transform(place, second, fixed_grid=grid)
     assert same(read_transform(place), first)
     write_transform(place, second, fixed_grid=grid, overwrite=True)
@@ -368,9 +370,9 @@ def edit(place: Path, change: dict[str, Any]) -> None:
     ("change", "message"),
     [
         ({"format": 2}, "is a transform of format 2, this version of tilereg reads format 1"),
-        ({"affine": {"matrix": [[1, 0], [0, 1]]}}, "is damaged: 'offset'"),
+        ({"affine": {"matrix": [[1, 0], [0, 1]]}}, "is damaged: KeyError"),
         ({"affine": {"matrix": [[1, 0], [0, 0]], "offset": [0, 0]}}, "is damaged: .* singular"),
-        ({"field": {"path": "gone", "origin": [0, 0], "spacing": [1, 1]}}, "is damaged: 'gone'"),
+        ({"field": {"path": "gone", "origin": [0, 0], "spacing": [1, 1]}}, "KeyError: 'gone'"),
         ({"field": 5}, "is damaged"),
         ({"provenance": 5}, "is damaged"),
     ],

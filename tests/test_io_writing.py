@@ -632,3 +632,19 @@ def test_s3_problems_are_one_line(bucket: tuple[str, dict[str, Any]]) -> None:
     with pytest.raises(ImageError, match="cannot be read") as refused:
         open_image("s3://bucket/a", away)
     assert "\n" not in str(refused.value)
+
+
+def test_names_on_s3_are_no_patterns(bucket: tuple[str, dict[str, Any]]) -> None:
+    root, options = bucket
+    for name in ("run[1A]", "run1", "run*"):
+        create_image(
+            f"{root}/magic/{name}/a", grid=FLAT, dtype="uint8", levels=2, storage_options=options
+        ).finish()
+    for name in ("run[1A]", "run*"):
+        remove_store(f"{root}/magic/{name}/a", options)
+    with pytest.raises(ImageError, match="Nothing is at"):
+        open_image(f"{root}/magic/run[1A]/a", options)
+    assert fsspec.filesystem("s3", **options).ls("bucket/magic", refresh=True) == [
+        "bucket/magic/run1"
+    ]
+    assert len(open_image(f"{root}/magic/run1/a", options).levels) == 2

@@ -154,6 +154,10 @@ def _part(
         compression=output.compression,
         name=image.name,
         omero=image.omero,
+        omero_channels=channels,
+        time_step=image.time_step,
+        time_unit=image.time_unit,
+        label_metadata=image.label_metadata,
         is_label=label is not None,
     )
     part = Part(

@@ -81,6 +81,12 @@ class Affine:
         return np.asarray(array @ self.matrix.T + self.offset)
 
     @property
+    def stretch(self) -> float:
+        """The largest factor, above one, by which it lengthens or shortens any direction."""
+        scales = np.linalg.svd(self.matrix, compute_uv=False)
+        return float(max(scales[0], 1 / scales[-1]))
+
+    @property
     def inverse(self) -> Affine:
         """The map the other way."""
         matrix = np.asarray(np.linalg.inv(self.matrix), dtype=np.float64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,11 @@ def create_image(
     fill_value: float = 0,
     name: str | None = None,
     omero: Mapping[str, Any] | None = None,
+    omero_channels: Sequence[int] | None = None,
     is_label: bool = False,
+    label_metadata: Mapping[str, Any] | None = None,
+    time_step: float = 1.0,
+    time_unit: str | None = None,
     overwrite: bool = False,
     resume: bool = False,
     storage_options: Mapping[str, Any] | None = None,
@@ -72,9 +77,18 @@ def create_image(
     name : str, optional
         In the metadata. Default: from the location.
     omero : mapping, optional
-        Display settings to carry over, from an image of as many channels.
+        Display settings to carry over from another image.
+    omero_channels : sequence of int, optional
+        The number in `omero` of each channel. Default: its own number where there are as many,
+        else that of the same name.
     is_label : bool
         Whether the voxels are labels. Default no.
+    label_metadata : mapping, optional
+        Colours and properties of labels to carry over; only labels have any.
+    time_step : float
+        Between two times, in `time_unit`. Default 1.
+    time_unit : str, optional
+        Such as "second".
     overwrite : bool
         Whether one image at the location is removed first. Default no.
     resume : bool
@@ -104,7 +118,11 @@ def create_image(
         fill_value=fill_value,
         name=name,
         omero=omero,
+        omero_channels=omero_channels,
         is_label=is_label,
+        label_metadata=label_metadata,
+        time_step=time_step,
+        time_unit=time_unit,
         storage_options=storage_options,
     )
     begin_image(writer, overwrite=overwrite, resume=resume)
@@ -127,7 +145,11 @@ def plan_image(
     fill_value: float = 0,
     name: str | None = None,
     omero: Mapping[str, Any] | None = None,
+    omero_channels: Sequence[int] | None = None,
     is_label: bool = False,
+    label_metadata: Mapping[str, Any] | None = None,
+    time_step: float = 1.0,
+    time_unit: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> ImageWriter:
     """Check the arguments of `create_image` and return its writer; nothing is written yet.
@@ -144,6 +166,7 @@ def plan_image(
     names = tuple(str(channel) for channel in channels)
     all_axes = layout.check_axes(axes, grid, len(names), num_times)
     names = names or ("0",)
+    _check_carried(omero_channels, len(names), time_step)
     lead = tuple({"t": num_times, "c": len(names)}[axis] for axis in all_axes if axis in "tc")
     grids, factors = plan_levels(grid, levels)
     style = layout.ArrayStyle(
@@ -167,6 +190,10 @@ def plan_image(
         factors=factors,
         omero=omero,
         is_label=is_label,
+        omero_channels=None if omero_channels is None else tuple(omero_channels),
+        time_step=float(time_step),
+        time_unit=time_unit,
+        label_metadata=label_metadata if is_label else None,
     )
 
 
@@ -191,6 +218,17 @@ def _check_choices(
         raise InputError(
             f"Invalid number of times {num_times} or levels {levels}. At least one is needed."
         )
+
+
+def _check_carried(sources: Sequence[int] | None, num_channels: int, time_step: float) -> None:
+    """Check what is carried over from another image."""
+    if sources is not None and (len(sources) != num_channels or min(sources, default=0) < 0):
+        raise InputError(
+            f"Invalid omero_channels {tuple(sources)}. One number from 0 on for each of the "
+            f"{num_channels} channels is needed."
+        )
+    if not 0 < time_step < math.inf:
+        raise InputError(f"Invalid time_step {time_step}. It must be > 0 and finite.")
 
 
 def begin_image(writer: ImageWriter, *, overwrite: bool = False, resume: bool = False) -> None:

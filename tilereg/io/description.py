@@ -44,19 +44,24 @@ def ome_attributes(
     channels: tuple[str, ...],
     levels: Sequence[tuple[str, Grid]],
     omero: Mapping[str, Any] | None,
+    omero_channels: Sequence[int] | None,
     is_label: bool,
+    label_metadata: Mapping[str, Any] | None,
+    time_step: float,
+    time_unit: str | None,
 ) -> dict[str, Any]:
     """Return what NGFF keeps in the group of an image."""
-    lead = len(axes) - levels[0][1].ndim
+    lead = axes[: len(axes) - levels[0][1].ndim]
+    steps = [time_step if axis == "t" else 1.0 for axis in lead]
     multiscale: dict[str, Any] = {
         "name": name,
-        "axes": [_axis(axis) for axis in axes],
+        "axes": [_axis(axis, time_unit) for axis in axes],
         "datasets": [
             {
                 "path": path,
                 "coordinateTransformations": [
-                    {"type": "scale", "scale": [1.0] * lead + list(grid.spacing)},
-                    {"type": "translation", "translation": [0.0] * lead + list(grid.origin)},
+                    {"type": "scale", "scale": steps + list(grid.spacing)},
+                    {"type": "translation", "translation": [0.0] * len(lead) + [*grid.origin]},
                 ],
             }
             for path, grid in levels
@@ -68,30 +73,36 @@ def ome_attributes(
     attributes: dict[str, Any] = {"version": version} if version == "0.5" else {}
     attributes["multiscales"] = [multiscale]
     if is_label:
-        attributes["image-label"] = {"source": {"image": "../../"}}
+        attributes["image-label"] = {**(label_metadata or {}), "source": {"image": "../../"}}
+        attributes["image-label"].pop("version", None)
         attributes["image-label"] |= {"version": version} if version == "0.4" else {}
     elif "c" in axes or omero or channels != ("0",):
-        attributes["omero"] = _omero(omero, channels, dtype)
+        attributes["omero"] = _omero(omero, omero_channels, channels, dtype)
     return attributes
 
 
-def _axis(axis: str) -> dict[str, str]:
+def _axis(axis: str, time_unit: str | None) -> dict[str, str]:
     """Return the description of one axis."""
-    unit = {"unit": "micrometer"} if axis in AXES else {}
-    return {"name": axis, "type": _KINDS[axis], **unit}
+    unit = "micrometer" if axis in AXES else time_unit if axis == "t" else None
+    return {"name": axis, "type": _KINDS[axis], **({"unit": unit} if unit else {})}
 
 
 def _omero(
-    omero: Mapping[str, Any] | None, channels: tuple[str, ...], dtype: np.dtype[Any]
+    omero: Mapping[str, Any] | None,
+    sources: Sequence[int] | None,
+    channels: tuple[str, ...],
+    dtype: np.dtype[Any],
 ) -> dict[str, Any]:
     """Return display settings: those given, what they lack filled in."""
     given = dict(omero or {})
     listed = given.get("channels")
     old = [e if isinstance(e, dict) else {} for e in listed] if isinstance(listed, list) else []
-    if len(old) != len(channels):
-        # Some channels of an image were taken: their names tell which.
-        by_name = {entry.get("label"): entry for entry in old}
-        old = [by_name.get(name, {}) for name in channels]
+    if sources is not None:
+        old = [old[source] if source < len(old) else {} for source in sources]
+    elif len(old) != len(channels):
+        # Some channels of an image were taken: their names tell which, where each is another.
+        labels = [entry.get("label") for entry in old]
+        old = [old[labels.index(name)] if labels.count(name) == 1 else {} for name in channels]
     given["channels"] = [
         _channel(number, name, entry, dtype)
         for number, (name, entry) in enumerate(zip(channels, old, strict=True))

@@ -7,6 +7,7 @@ assumed where a sensible value exists, and every assumption becomes a note.
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,7 +68,18 @@ _SPELLINGS = {
     "m": "meter",
     "\N{ANGSTROM SIGN}": "angstrom",
     "\N{LATIN CAPITAL LETTER A WITH RING ABOVE}": "angstrom",
+    "pm": "picometer",
+    "dm": "decimeter",
+    "km": "kilometer",
+    "in": "inch",
+    "inches": "inch",
+    "ft": "foot",
+    "feet": "foot",
 }
+#: What stands for no unit at all.
+_NO_UNITS = ("pixel", "pixels")
+#: Products of three numbers within are neither infinite nor without digits.
+_SMALLEST, _LARGEST = 1e-100, 1e100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,16 +113,24 @@ class Multiscale:
         At least one.
     notes : tuple of str
         What was assumed.
+    time_step : float
+        Between two times, in `time_unit`; 1 where the file does not say.
+    time_unit : str or None
+        As it is written.
     """
 
     name: str
     axes: tuple[str, ...]
     datasets: tuple[Dataset, ...]
     notes: tuple[str, ...]
+    time_step: float
+    time_unit: str | None
 
 
 def micrometres(unit: str) -> float | None:
     """Return the micrometres of a length unit, None for what is no length unit.
+
+    Names may be written large or small, symbols may not: mm is a unit, MM is none.
 
     Examples
     --------
@@ -166,7 +186,7 @@ def parse_multiscale(attributes: Mapping[str, Any], *, place: str) -> Multiscale
     if len(multiscales) > 1:
         notes.append(f"The metadata list {len(multiscales)} multiscale images; the first is used.")
     axes, units = _axes(content.get("axes"), place)
-    factors = _factors(axes, units, notes)
+    factors = _factors(axes, units, notes, place)
     entries = content.get("datasets")
     if not (isinstance(entries, list) and entries):
         raise ImageError(f"The multiscales of '{place}' list no levels. Write the image again.")
@@ -185,12 +205,16 @@ def parse_multiscale(attributes: Mapping[str, Any], *, place: str) -> Multiscale
                 translation=tuple(t * f for t, f in zip(translation, factors, strict=True)),
             )
         )
+        _check_range(datasets[-1], axes, where)
+    time_step, time_unit = _time(axes, units, datasets[0], notes)
     name = content.get("name")
     return Multiscale(
         name=name if isinstance(name, str) else "",
         axes=axes,
         datasets=tuple(datasets),
         notes=tuple(notes),
+        time_step=time_step,
+        time_unit=time_unit,
     )
 
 
@@ -229,11 +253,19 @@ def _axes(content: object, place: str) -> tuple[tuple[str, ...], tuple[str | Non
             f"The axes of '{place}' are {', '.join(names)}. They must be y and x, with any of "
             "t, c and z, each once. Remove or rename the others."
         )
-    units = tuple(unit if isinstance(unit := e.get("unit"), str) else None for e in entries)
-    return names, units
+    return names, tuple(_unit(entry.get("unit")) for entry in entries)
 
 
-def _factors(axes: Sequence[str], units: Sequence[str | None], notes: list[str]) -> list[float]:
+def _unit(content: object) -> str | None:
+    """Return a unit as it is written, None where there is none."""
+    if content is None or (isinstance(content, str) and not content.strip()):
+        return None
+    return content.strip() if isinstance(content, str) else reprlib.repr(content)
+
+
+def _factors(
+    axes: Sequence[str], units: Sequence[str | None], notes: list[str], place: str
+) -> list[float]:
     """Return what brings each axis to micrometre, 1 for time and channels; append notes."""
     factors = [1.0] * len(axes)
     without: list[str] = []
@@ -245,11 +277,42 @@ def _factors(axes: Sequence[str], units: Sequence[str | None], notes: list[str])
             factors[i] = factor
         elif unit is None:
             without.append(axis)
-        else:
+        elif unit.lower() in _NO_UNITS:
             notes.append(f"The unit '{unit}' of axis {axis} is no length; micrometre is assumed.")
+        else:
+            raise ImageError(
+                f"Unknown unit '{unit}' of axis '{axis}' of '{place}'. It must be one of "
+                f"{', '.join(LENGTH_UNITS)}, a symbol such as um, nm or mm, or pixel. Correct the "
+                "metadata."
+            )
     if without:
         notes.append(f"No unit is given for {', '.join(without)}; micrometre is assumed.")
     return factors
+
+
+def _time(
+    axes: Sequence[str], units: Sequence[str | None], dataset: Dataset, notes: list[str]
+) -> tuple[float, str | None]:
+    """Return the step between times and its unit, 1 where it is none; append a note."""
+    if "t" not in axes:
+        return 1.0, None
+    step, unit = dataset.scale[axes.index("t")], units[axes.index("t")]
+    if not _SMALLEST <= step <= _LARGEST:
+        notes.append(f"The scale {step:g} of axis t is no step between times; 1 is assumed.")
+        step = 1.0
+    return step, unit
+
+
+def _check_range(dataset: Dataset, axes: Sequence[str], where: str) -> None:
+    """Check that positions in micrometre can be computed with."""
+    for axis, step, offset in zip(axes, dataset.scale, dataset.translation, strict=True):
+        if axis in AXES and not (_SMALLEST <= step <= _LARGEST and abs(offset) <= _LARGEST):
+            raise ImageError(
+                f"Invalid scale {step:g} or translation {offset:g} \N{MICRO SIGN}m of axis "
+                f"'{axis}'. A scale must be from {_SMALLEST:g} to {_LARGEST:g} \N{MICRO SIGN}m, a "
+                f"translation at most {_LARGEST:g} \N{MICRO SIGN}m. Correct the metadata of "
+                f"{where}."
+            )
 
 
 def _chain(
@@ -298,20 +361,33 @@ def _listed(content: object, where: str) -> list[dict[str, Any]]:
 def _numbers(content: object, kind: str, axes: Sequence[str], where: str) -> list[float]:
     """Return the numbers of one transformation, one an axis."""
     if not isinstance(content, list):
-        raise ImageError(f"A {kind} of {where} is {content!r}, not a list of one number an axis.")
+        raise ImageError(
+            f"A {kind} of {where} is {reprlib.repr(content)}, not a list of one number an axis."
+        )
+    shown = reprlib.repr(content)
     if len(content) != len(axes):
         raise ImageError(
-            f"The {kind} {content} of {where} has {len(content)} entries for the {len(axes)} "
+            f"The {kind} {shown} of {where} has {len(content)} entries for the {len(axes)} "
             f"axes {', '.join(axes)}. One an axis is needed; correct the metadata."
         )
     numbers = []
     for axis, value in zip(axes, content, strict=True):
-        usable = isinstance(value, (int, float)) and not isinstance(value, bool)
-        # Time and channels play no part; what stands there may be anything.
-        if axis in AXES and not (usable and (kind == "scale" or math.isfinite(value))):
+        number = _number(value)
+        # Time and channels place no voxel; what stands there may be anything.
+        if axis in AXES and (number is None or not (kind == "scale" or math.isfinite(number))):
             raise ImageError(
-                f"The {kind} {content} of {where} is no finite number for axis '{axis}': "
-                f"{value!r}. Correct the metadata."
+                f"The {kind} {shown} of {where} is no finite number for axis '{axis}': "
+                f"{reprlib.repr(value)}. Correct the metadata."
             )
-        numbers.append(float(value) if usable else 1.0)
+        numbers.append(1.0 if number is None else number)
     return numbers
+
+
+def _number(value: object) -> float | None:
+    """Return a number of JSON, None for what is none or exceeds float64."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None

@@ -175,15 +175,19 @@ def find_image(place: Location) -> Node:
     )
 
 
-def label_names(place: Location) -> tuple[str, ...]:
-    """Return the names of an image's label images."""
+def label_names(place: Location) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the names of an image's label images, and a note where they cannot be read."""
     try:
         node = read_node(place.child("labels"))
-    except ImageError:
+    except ImageError as error:
         # Labels that may not be read do not keep the image from being opened.
-        return ()
-    names = () if node is None else node.ome.get("labels")
-    return tuple(str(name) for name in names) if isinstance(names, list) else ()
+        return (), (f"labels could not be read: {error}",)
+    names = None if node is None else node.ome.get("labels")
+    if isinstance(names, list):
+        return tuple(str(name) for name in names), ()
+    if names is None:
+        return (), ()
+    return (), (f"labels could not be read: '{place}/labels' lists no names, but {names!r:.80}.",)
 
 
 def _is_there(place: Location) -> bool:

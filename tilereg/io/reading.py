@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilereg.errors import ImageError, InputError
+from tilereg.errors import ImageError
 from tilereg.grid import AXES, Grid
 from tilereg.io import metadata
 from tilereg.io.arrays import array_of, parse_array, read_box
+from tilereg.io.boxes import check_inside, full_box, spatial_block
 from tilereg.io.nodes import Node, find_image, label_names, read_document
 from tilereg.io.stores import Location
 from tilereg.windows import Window
@@ -112,7 +113,7 @@ class ZarrReader:
         array = array_of(self.place, self.level.path, self.level.document, read_only=True)
         box = full_box(self.axes, window, channel=self.channel, time=self.time)
         block = read_box(array, box, place=str(self.place))
-        return np.ascontiguousarray(_spatial_block(block, self.axes), dtype=self.dtype)
+        return np.ascontiguousarray(spatial_block(block, self.axes), dtype=self.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +146,12 @@ class OmeZarrImage:
         Whether the image is a label image.
     place : Location
         Path or URL with its storage options.
+    time_step : float
+        Between two times, in `time_unit`; 1 where the file does not say.
+    time_unit : str or None
+        As it is in the file.
+    label_metadata : mapping or None
+        Colours and properties of labels as they are in the file; None for other images.
     """
 
     location: str
@@ -159,6 +166,9 @@ class OmeZarrImage:
     notes: tuple[str, ...]
     is_label: bool
     place: Location = field(repr=False)
+    time_step: float = 1.0
+    time_unit: str | None = None
+    label_metadata: Mapping[str, Any] | None = field(default=None, repr=False, hash=False)
 
     @property
     def spatial_axes(self) -> tuple[str, ...]:
@@ -280,7 +290,9 @@ def _open(location: Location) -> OmeZarrImage:
     omero = node.ome.get("omero")
     omero = omero if isinstance(omero, dict) else None
     names, channel_notes = metadata.channel_names(omero, sizes.get("c", 1))
-    notes = [*multiscale.notes, *channel_notes]
+    labels, label_notes = label_names(place)
+    label = node.ome.get("image-label")
+    notes = [*multiscale.notes, *channel_notes, *label_notes]
     ordered = sorted(levels, key=lambda level: -level.grid.size)
     if ordered != levels:
         notes.append("The levels are not listed from fine to coarse; they are taken in this order.")
@@ -293,10 +305,13 @@ def _open(location: Location) -> OmeZarrImage:
         num_times=sizes.get("t", 1),
         levels=tuple(ordered),
         omero=omero,
-        labels=label_names(place),
+        labels=labels,
         notes=tuple(notes),
         is_label="image-label" in node.ome,
         place=place,
+        time_step=multiscale.time_step,
+        time_unit=multiscale.time_unit,
+        label_metadata=label if isinstance(label, dict) else None,
     )
 
 
@@ -355,34 +370,3 @@ def _lead_sizes(levels: list[Level], axes: tuple[str, ...], place: str) -> dict[
                 "must have the same number. Write the image again."
             )
     return {axis: lengths[0] for axis, lengths in sizes.items()}
-
-
-def check_inside(window: Window, shape: tuple[int, ...], what: str) -> None:
-    """Check that a window has the axes of a volume and lies inside it."""
-    inside = window.ndim == len(shape) and all(
-        a >= 0 and b <= n for a, b, n in zip(window.start, window.stop, shape, strict=True)
-    )
-    if not inside:
-        raise InputError(
-            f"Window {window.start}..{window.stop} does not lie inside {what}, whose shape is "
-            f"{shape}. Clip the window."
-        )
-
-
-def full_box(
-    axes: tuple[str, ...], window: Window, *, channel: int, time: int
-) -> tuple[tuple[int, int], ...]:
-    """Return the box of all axes, in their order, of a window of one channel and time."""
-    spatial = [axis for axis in AXES if axis in axes]
-    ranges = dict(zip(spatial, zip(window.start, window.stop, strict=True), strict=True))
-    ranges |= {"c": (channel, channel + 1), "t": (time, time + 1)}
-    return tuple(ranges[axis] for axis in axes)
-
-
-def _spatial_block(block: NDArray[Any], axes: tuple[str, ...]) -> NDArray[Any]:
-    """Return a block of all axes as (z, y, x) or (y, x); time and channel have one element."""
-    spatial = [axis for axis in AXES if axis in axes]
-    others = [axis for axis in axes if axis not in spatial]
-    order = [axes.index(axis) for axis in [*others, *spatial]]
-    ordered: NDArray[Any] = block.transpose(order)[(0,) * len(others)]
-    return ordered

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tilereg.errors import InputError
 from tilereg.grid import Grid
 from tilereg.io.arrays import array_of
+from tilereg.io.boxes import check_inside, full_box
 from tilereg.io.description import group_document, ome_attributes
 from tilereg.io.nodes import read_document, read_node
 from tilereg.io.pyramid import block_mean, most_common
@@ -19,8 +20,6 @@ from tilereg.io.reading import (
     Level,
     OmeZarrImage,
     ZarrReader,
-    check_inside,
-    full_box,
     open_image,
 )
 from tilereg.io.stores import Location, outputs
@@ -58,6 +57,14 @@ class ImageWriter:
         Display settings to carry over.
     is_label : bool
         Whether the image is a label image.
+    omero_channels : tuple of int or None
+        The channel of `omero` that each channel is.
+    time_step : float
+        Between two times, in `time_unit`.
+    time_unit : str or None
+        Of the time axis.
+    label_metadata : mapping or None
+        What is known of the labels: their colours and properties.
     """
 
     place: Location
@@ -70,6 +77,10 @@ class ImageWriter:
     factors: tuple[tuple[int, ...], ...]
     omero: Mapping[str, Any] | None = field(repr=False)
     is_label: bool
+    omero_channels: tuple[int, ...] | None = None
+    time_step: float = 1.0
+    time_unit: str | None = None
+    label_metadata: Mapping[str, Any] | None = field(default=None, repr=False, hash=False)
 
     @property
     def location(self) -> str:
@@ -231,7 +242,11 @@ class ImageWriter:
             channels=self.channels,
             levels=[(level.path, level.grid) for level in self.levels],
             omero=self.omero,
+            omero_channels=self.omero_channels,
             is_label=self.is_label,
+            label_metadata=self.label_metadata,
+            time_step=self.time_step,
+            time_unit=self.time_unit,
         )
         with outputs("write", f"the metadata of '{self.place}'"):
             if self.is_label and self.place.parent.name == "labels":

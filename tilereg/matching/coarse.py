@@ -108,6 +108,10 @@ class Coarse:
         """Whether chance is excluded."""
         return self.evidence < _ENOUGH
 
+    def allows(self, affine: Affine) -> bool:
+        """Whether a map that was fitted from here on stretches no axis much more than this."""
+        return affine.compose(self.affine.inverse).stretch <= _MOST_STRETCH
+
 
 def steps_aside(cloud: Floats) -> Floats:
     """Return steps (S, D) by which spots are moved aside to see what chance gives.

@@ -235,7 +235,7 @@ class _Matcher:
         transform = unit.transform_out(affine, field)
         pairs = self._pairs(inner, sigma, transform, x, y)
         certain = _CERTAIN if self.held.any() else _CERTAIN_OF_FEW
-        is_ok = evidence < certain and len(pairs) >= _FEWEST - 1
+        is_ok = evidence < certain and len(pairs) >= _FEWEST - 1 and pose.allows(affine)
         message = (
             f"{len(pairs)} pairs; {100 * matched:.0f} % of the fixed spots have a partner within "
             f"{_GATE * sigma * unit.scale:.3g} um, {100 * chance:.0f} % by chance "

@@ -79,6 +79,18 @@ def test_dask_is_the_reader_path(image, detector, whole, chunks) -> None:  # typ
     np.testing.assert_array_equal(found.chunk, by_reader.chunk)
 
 
+@pytest.mark.parametrize("chunks", CHUNKINGS)
+def test_max_spots_is_the_same_on_every_path(image, whole, chunks) -> None:  # type: ignore[no-untyped-def]
+    detector = plan_detector(ArrayReader(image), GRID, sigma=SIGMA, max_spots=25)
+    strongest = np.sort(whole.response)[-25:]
+    on_disk = detect_volume(ArrayReader(image), GRID, detector, chunks)
+    assert len(on_disk) == 25
+    np.testing.assert_allclose(np.sort(on_disk.response), strongest, rtol=1e-6)
+    assert_identical(on_disk, detect_array(image, GRID, detector=detector))
+    lazy = da.from_array(image, chunks=chunks)
+    assert_identical(detect_spots(lazy, GRID, sigma=SIGMA, max_spots=25), on_disk)
+
+
 def test_array_path_is_the_same(image: NDArray[np.uint16], whole: Spots) -> None:
     assert_identical(detect_spots(image, GRID, sigma=SIGMA), whole)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,16 @@ from tilereg.errors import ImageError, InputError
 from tilereg.grid import Grid
 from tilereg.kernels.peaks import find_peaks
 from tilereg.points import Spots
+from tilereg.sections import DetectSettings, rule_of
+from tilereg.spot_sample import WHOLE_SAMPLE, Sample, sample_halo
 from tilereg.spots import (
     ArrayReader,
     Detector,
     candidate_sigmas,
     detect_array,
     plan_detector,
+    sample_bytes,
+    sample_windows,
 )
 from tilereg.thresholds import expected_maxima, noise_level
 from tilereg.windows import Window
@@ -216,6 +221,17 @@ def test_size_is_found(true: float) -> None:
     assert detector.sigmas[0][0] == pytest.approx(true, rel=0.15)
 
 
+def test_wide_sizes_measured_on_means_of_voxels() -> None:
+    image = render((64, 96, 96), lattice((64, 96, 96), 30), 60.0, 4.0)
+    grid = Grid(shape=image.shape)
+    sample = Sample.read(ArrayReader(image), grid, (0,) * 3, "bright")
+    for size in (2.0, 4.0, 6.0):
+        fine, coarse = sample.statistics((size,) * 3), sample.coarse_statistics((size,) * 3)
+        assert coarse.noise == pytest.approx(fine.noise, rel=0.05)
+        assert coarse.num_voxels == pytest.approx(fine.num_voxels, rel=0.15)
+        np.testing.assert_allclose(coarse.maxima[-6:], fine.maxima[-6:], rtol=0.08)
+
+
 def test_several_sizes_together() -> None:
     shape = (400, 400)
     truth = lattice(shape, 40)
@@ -292,12 +308,76 @@ def test_bad_voxel_is_named(image: NDArray[np.float32], bad: float) -> None:
         detector.detect(spoilt[window.slices], window, window, grid)
 
 
-def test_max_spots_raises_the_threshold(image: NDArray[np.float32]) -> None:
+@pytest.mark.parametrize("count", [1, 20, 10_000])
+def test_max_spots_keeps_the_strongest(image: NDArray[np.float32], count: int) -> None:
     grid = Grid(shape=image.shape)
-    every, some = detect_array(image, grid), detect_array(image, grid, max_spots=20)
+    every, some = detect_array(image, grid), detect_array(image, grid, max_spots=count)
     assert len(every) > 30
-    assert 10 <= len(some) <= 20
-    assert some.response.min() > np.median(every.response)
+    assert len(some) == min(count, len(every))
+    strongest = np.sort(every.response)[::-1][:count]
+    np.testing.assert_allclose(np.sort(some.response)[::-1], strongest, rtol=1e-6)
+
+
+def test_max_spots_is_reached_where_the_sample_holds_few() -> None:
+    tile = render((512, 512), lattice((512, 512), 16), 100.0, 1.5)
+    image = np.random.default_rng(0).normal(100, NOISE, (5120, 5120)).astype(np.float32)
+    image[:2560] = np.tile(tile, (5, 10))
+    grid = Grid(shape=image.shape)
+    detector = plan_detector(ArrayReader(image), grid, sigma=1.5, max_spots=3)
+    assert detector.max_spots == 3
+    assert len(detect_array(image, grid, detector=detector)) == 3
+
+
+def test_equal_responses_are_kept_by_position() -> None:
+    image = np.tile(render((40, 40), np.array([[20.0, 20.0]]), 100.0, 1.5, noise=0.0), (3, 3))
+    detector = Detector(sigmas=((1.5, 1.5),), thresholds=(50.0,), noise=(1.0,), max_spots=2)
+    spots = detect_array(image, Grid(shape=image.shape), detector=detector)
+    np.testing.assert_allclose(spots.positions, [[20, 20], [20, 60]], atol=0.01)
+
+
+@pytest.mark.parametrize("sigma", [None, 1.5])
+@pytest.mark.parametrize("dtype", ["uint16", "float64"])
+def test_memory_of_planning_is_promised(dtype: str, sigma: float | None) -> None:
+    image = np.random.default_rng(0).normal(100, 10, (128, 128, 128)).astype(dtype)
+    grid = Grid(shape=image.shape)
+
+    class Copies(ArrayReader):
+        def read(self, window: Window) -> NDArray[np.float64]:
+            return super().read(window).copy()
+
+    plan_detector(Copies(image), grid, sigma=sigma)  # compiles
+    tracemalloc.start()
+    try:
+        plan_detector(Copies(image), grid, sigma=sigma)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    promised = sample_bytes(grid, dtype, sigma)
+    assert 0.5 * promised < peak <= promised
+
+
+@pytest.mark.parametrize(
+    ("shape", "sigma", "blocks", "most"),
+    [
+        ((2000, 4000, 4000), 20.0, 1, 51_000_000),
+        ((2000, 4000, 4000), 8.0, 4, WHOLE_SAMPLE),
+        ((2000, 4000, 4000), 1.5, 8, WHOLE_SAMPLE),
+        ((20, 4000, 4000), 8.0, 8, WHOLE_SAMPLE),
+        ((20_000, 30_000), 2.0, 12, WHOLE_SAMPLE),
+        ((20_000, 30_000), 700.0, 1, 170_000_000),
+    ],
+)
+def test_sample_is_bounded(shape: tuple[int, ...], sigma: float, blocks: int, most: int) -> None:
+    grid = Grid(shape=shape)
+    halo = sample_halo(grid, sigma)
+    windows = sample_windows(grid, halo)
+    assert len(windows) >= blocks
+    assert sum(window.size for window in windows) <= most
+    for window in windows:
+        assert not window.is_empty
+        assert window.clip(shape) == window
+        assert all(w == n or w > 2 * h for w, n, h in zip(window.shape, shape, halo, strict=True))
+    assert sample_bytes(grid, "uint16", sigma) < 25 * most
 
 
 def test_threshold_is_a_height(image: NDArray[np.float32]) -> None:
@@ -305,6 +385,13 @@ def test_threshold_is_a_height(image: NDArray[np.float32]) -> None:
     spots = detect_array(image, grid, sigma=1.5, threshold=90.0)
     assert spots.response.min() >= 90
     assert np.median(spots.response) == pytest.approx(100, rel=0.1)
+
+
+def test_threshold_zero_is_refused_with_the_settings() -> None:
+    with pytest.raises(ValueError, match="threshold"):
+        DetectSettings(threshold=0.0)
+    assert DetectSettings(threshold=1e-7).threshold == 1e-7
+    assert rule_of(DetectSettings.model_fields["threshold"]) == "a number > 0"
 
 
 @pytest.mark.parametrize(
@@ -341,6 +428,8 @@ def test_detector_is_plain_data() -> None:
     assert 0 < needed < detector.bytes_needed((1, 20, 20), grid, np.uint16)
     with pytest.raises(InputError, match="Invalid threshold"):
         Detector(sigmas=((1.0,),), thresholds=(0.0,), noise=(1.0,))
+    with pytest.raises(InputError, match="Invalid max_spots 0"):
+        Detector(sigmas=((1.0,),), thresholds=(1.0,), noise=(1.0,), max_spots=0)
 
 
 def test_candidate_sigmas() -> None:

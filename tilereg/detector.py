@@ -10,6 +10,7 @@ depends on where its block starts, so any chunking finds the same spots.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -50,6 +51,8 @@ class Detector:
         Subtracted from the image for the sake of float32; a typical value of it.
     polarity : {"bright", "dark"}
         Whether spots are brighter or darker than their background.
+    max_spots : int
+        How many spots `gather` keeps. Default all.
 
     Raises
     ------
@@ -62,6 +65,7 @@ class Detector:
     noise: tuple[float, ...]
     offset: float = 0.0
     polarity: Polarity = "bright"
+    max_spots: int | None = None
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -78,6 +82,8 @@ class Detector:
                 raise InputError(f"Invalid threshold {threshold}. It must be > 0 and finite.")
         if self.polarity not in ("bright", "dark"):
             raise InputError(f"Invalid polarity {self.polarity!r}. Use 'bright' or 'dark'.")
+        if self.max_spots is not None and self.max_spots < 1:
+            raise InputError(f"Invalid max_spots {self.max_spots}. It must be at least 1.")
 
     def sigmas_index(self, grid: Grid) -> NDArray[np.float64]:
         """Return the (S, 3) sizes in voxels; 0 along an axis of one plane, z first in 2D too."""
@@ -206,6 +212,17 @@ class Detector:
             chunk=np.full(num_core, chunk, dtype=np.int64),
         )
         return spots, voxels
+
+    def gather(self, parts: Sequence[Spots]) -> Spots:
+        """Join the spots of all blocks of an image, and keep the `max_spots` strongest.
+
+        Sorted by position, which also decides among equal responses.
+        """
+        spots = sort_spots(Spots.concatenate(list(parts)))
+        if self.max_spots is None or len(spots) <= self.max_spots:
+            return spots
+        order = np.argsort(-spots.response, kind="stable")
+        return spots.take(np.sort(order[: self.max_spots]))
 
     def _excess(self, signal: NDArray[np.float32], grid: Grid) -> list[NDArray[np.float32]]:
         """Return the response less its threshold, a size each."""

@@ -20,7 +20,7 @@ from tilereg.kernels.prefilter import PREFILTER_RADIUS
 from tilereg.lazy.budget import num_threads
 from tilereg.lazy.volume import level_bytes
 from tilereg.registered import Part, plan_parts
-from tilereg.spots import candidate_sigmas, sample_windows
+from tilereg.spots import candidate_sigmas, sample_bytes
 from tilereg.summary import format_size
 from tilereg.transform import Transform
 from tilereg.windows import num_windows
@@ -31,8 +31,6 @@ REGISTERED = "registered.ome.zarr"
 
 # No transform is known yet: its source window is taken to be so many times as wide as its block.
 _WIDER = 1.5
-# The first look measures at most so many sizes of spots at a time.
-_SAMPLE_THREADS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +164,10 @@ def plan(
         "warp_task_bytes": max(_warp_task_bytes(part) for part in parts),
         "pyramid_task_bytes": max(level_bytes(part.writer) for part in parts),
     }
-    sample = max(_sample_bytes(source, resolved) for source in (sources.fixed, sources.moving))
+    sample = max(
+        sample_bytes(source.reader.grid, source.reader.dtype, resolved.detect.sigma)
+        for source in (sources.fixed, sources.moving)
+    )
     threads = num_threads(workers=resolved.compute.workers)
     read, written = _traffic(sources, parts)
     return RunPlan(
@@ -215,15 +216,6 @@ def _detection(source: stages.Source, settings: Settings) -> tuple[int, int]:
     reader, block = source.reader, stages.detect_chunks(source.reader)
     size = _stand_in(source, settings).bytes_needed(block, reader.grid, reader.dtype)
     return num_windows(reader.shape, block), size
-
-
-def _sample_bytes(source: stages.Source, settings: Settings) -> int:
-    """Return the bytes of the first look: its voxels thrice, as floats, and a response a thread."""
-    reader = source.reader
-    halo = _stand_in(source, settings).halo(reader.grid)
-    sizes = [window.size for window in sample_windows(reader.grid, halo)]
-    threads = min(_SAMPLE_THREADS, num_threads()) if settings.detect.sigma is None else 1
-    return sum(sizes) * (3 * reader.dtype.itemsize + 5) + max(sizes) * 16 * threads
 
 
 def _num_units(part: Part, level: int) -> int:

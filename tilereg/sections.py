@@ -104,9 +104,9 @@ class DetectSettings(Table):
         LENGTHS_RULE,
         "Scale of the spots in um: the deviation of a Gaussian. Default: chosen from the data.",
     )
-    threshold: NotNegative | None = _setting(
+    threshold: Positive | None = _setting(
         None,
-        "a number >= 0",
+        "a number > 0",
         "Least response of a spot. Default: estimated once for the whole image.",
     )
     polarity: Literal["bright", "dark"] = _setting(
@@ -153,7 +153,7 @@ class MatchSettings(Table):
     w: Annotated[float, Field(gt=0, lt=1)] | None = _setting(
         None,
         "a number between 0 and 1",
-        "Share of spots without a partner. Default: estimated while matching.",
+        "Share of spots without a partner to start from; it is always re-estimated. Default: 0.5.",
     )
     beta: Positive | None = _setting(
         None,
@@ -161,10 +161,11 @@ class MatchSettings(Table):
         "Coherence width in um: spots closer than this move together. Default: from the density.",
     )
     max_iterations: Count = _setting(100, "an integer >= 1", "Most iterations of a pass.")
-    held_out: Annotated[float, Field(ge=0, le=0.5)] = _setting(
+    held_out: Annotated[float, Field(ge=0, lt=0.5)] = _setting(
         0.05,
-        "a number from 0 to 0.5",
-        "Share of the matched spots that only judge the fit.",
+        "a number from 0 up to, but not including, 0.5",
+        "Share of the fixed spots that only judge the fit: at least 50 of them, or a fifth; none "
+        "of fewer than 60 spots.",
     )
     seed: Index = _setting(0, "an integer >= 0", "Seed of every random choice.")
 
@@ -189,6 +190,15 @@ class FieldSettings(Table):
         "a number >= 0",
         "Weight of the thin-plate bending energy. Default: chosen by held-out pairs.",
     )
+
+    @model_validator(mode="after")
+    def _check_model(self) -> Self:
+        if self.model == "coherent" and (self.spacing is not None or self.smoothing is not None):
+            raise ValueError(
+                "field.model = 'coherent' and field.spacing or field.smoothing contradict each "
+                "other. Both are of the thin-plate spline: leave them out, or the model."
+            )
+        return self
 
 
 class WarpSettings(Table):

@@ -6,28 +6,29 @@ runs one over an array in memory. The volumes on disk are in `tilereg.lazy.detec
 
 from __future__ import annotations
 
-import itertools
 import math
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tilereg.detector import Detector, Polarity, as_sigma, as_signal, rim_width, sort_spots
+from tilereg.detector import Detector, Polarity, as_sigma, sort_spots
 from tilereg.errors import InputError
 from tilereg.grid import Grid
-from tilereg.kernels.filters import TRUNCATE
 from tilereg.points import Spots
-from tilereg.thresholds import (
-    ResponseStatistics,
-    find_threshold,
-    response_statistics,
-    white_noise,
+from tilereg.spot_sample import (
+    FEWEST,
+    LARGEST,
+    Sample,
+    num_threads,
+    sample_bytes,
+    sample_halo,
+    sample_windows,
 )
+from tilereg.thresholds import ResponseStatistics
 from tilereg.windows import Reader, Window
 
 __all__ = [
@@ -37,19 +38,14 @@ __all__ = [
     "candidate_sigmas",
     "detect_array",
     "plan_detector",
+    "sample_bytes",
+    "sample_windows",
     "sort_spots",
 ]
 
-# An image up to this size is its own sample; a larger one is sampled in blocks.
-WHOLE_SAMPLE = 24_000_000
-NUM_BLOCKS = 12
-BLOCK_SIDE = {2: 1024, 3: 128}
 # Of the automatic choice: in voxels of the finest axis.
-SMALLEST, LARGEST, STEP = 1.0, 8.0, math.sqrt(2)
-FEWEST = 4
+SMALLEST, STEP = 1.0, math.sqrt(2)
 
-# Sizes that are measured at a time: each holds a response as large as the sample.
-_MOST_THREADS = 4
 
 @dataclass(frozen=True)
 class ArrayReader:
@@ -115,124 +111,7 @@ def candidate_sigmas(
     return tuple(low * step**k for k in range(count))
 
 
-def sample_windows(grid: Grid, halo: Sequence[int]) -> list[Window]:
-    """Return the windows of the sample: the whole image, or blocks spread over it.
-
-    Parameters
-    ----------
-    grid : Grid
-    halo : (D,) ints
-        What a block loses at each side.
-    """
-    if grid.size <= WHOLE_SAMPLE:
-        return [grid.window]
-    side = BLOCK_SIDE[grid.ndim]
-    shape = [min(n, max(side, 4 * h)) for n, h in zip(grid.shape, halo, strict=True)]
-    # As even a lattice as the image's shape allows: refine where the gaps are widest.
-    counts = [1] * grid.ndim
-    while math.prod(counts) < NUM_BLOCKS:
-        gaps = [n / (c * s) for n, c, s in zip(grid.shape, counts, shape, strict=True)]
-        axis = int(np.argmax(gaps))
-        if gaps[axis] <= 1:
-            break
-        counts[axis] += 1
-    starts = [
-        sorted({(2 * k + 1) * (n - s) // (2 * c) for k in range(c)})
-        for n, s, c in zip(grid.shape, shape, counts, strict=True)
-    ]
-    return [
-        Window(start, tuple(a + s for a, s in zip(start, shape, strict=True)))
-        for start in itertools.product(*starts)
-    ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Sample:
-    """Blocks of an image as signals, and the grid of the whole image."""
-
-    grid: Grid
-    windows: list[Window]
-    signals: list[NDArray[np.float32]]
-    offset: float
-    white: float
-    polarity: Polarity
-
-    @classmethod
-    def read(cls, reader: Reader, grid: Grid, halo: Sequence[int], polarity: Polarity) -> _Sample:
-        """Read the sample of an image."""
-        windows = sample_windows(grid, halo)
-        blocks = [np.asarray(reader.read(window)) for window in windows]
-        # The median of what is finite; `as_signal` reports what is not.
-        medians = [float(np.median(b[np.isfinite(b)])) for b in blocks if np.isfinite(b).any()]
-        offset = float(np.median(medians)) if medians else 0.0
-        signals = [
-            as_signal(block, window, offset, polarity)
-            for block, window in zip(blocks, windows, strict=True)
-        ]
-        return cls(
-            grid=grid,
-            windows=windows,
-            signals=signals,
-            offset=offset,
-            white=white_noise(signals),
-            polarity=polarity,
-        )
-
-    def statistics(self, sigma: tuple[float, ...]) -> ResponseStatistics:
-        """Measure the response of one size."""
-        return response_statistics(
-            self.signals, self._boxes(self._width(sigma)), sigma, self.grid, self.white
-        )
-
-    def threshold(self, sigma: tuple[float, ...], found: ResponseStatistics, share: float) -> float:
-        """Return the threshold of one size."""
-        return find_threshold(found, self._width(sigma), self.grid, share)
-
-    def _width(self, sigma: tuple[float, ...]) -> NDArray[np.float64]:
-        """Return a size in voxels, (3,)."""
-        detector = Detector(sigmas=(sigma,), thresholds=(1.0,), noise=(0.0,))
-        return np.asarray(detector.sigmas_index(self.grid)[0])
-
-    def _boxes(self, width: NDArray[np.float64]) -> list[Window]:
-        """Return the part of each block where the response is that of the whole image.
-
-        The image's rim, where no spots are looked for, does not count either.
-        """
-        lead = 3 - self.grid.ndim
-        reach = np.ceil(TRUNCATE * width).astype(int) + 2
-        boxes = []
-        for window in self.windows:
-            start, stop = [0] * lead, [1] * lead
-            for axis, n in enumerate(self.grid.shape):
-                size = window.shape[axis]
-                margin = min(int(reach[lead + axis]), (size - 1) // 3)
-                rim = rim_width(float(width[lead + axis]), n)
-                start.append(margin if window.start[axis] > 0 else rim)
-                stop.append(size - (margin if window.stop[axis] < n else rim))
-            boxes.append(Window(tuple(start), tuple(stop)))
-        return boxes
-
-    def fitted_size(self, detector: Detector) -> float | None:
-        """Return the typical size of the spots that a detector finds, in um; None if too few."""
-        found = Spots.concatenate(
-            [self._detect(s, w, detector) for s, w in zip(self.signals, self.windows, strict=True)]
-        )
-        if len(found) < FEWEST:
-            return None
-        order = np.argsort(found.sigma, kind="stable")
-        # Clear spots say more about their size than faint ones.
-        weight = np.minimum(found.response, np.percentile(found.response, 95))[order].cumsum()
-        return float(found.sigma[order][np.searchsorted(weight, 0.5 * weight[-1])])
-
-    def _detect(self, signal: NDArray[np.float32], window: Window, detector: Detector) -> Spots:
-        """Find the spots of one block, seen as an image of its own."""
-        plain = replace(detector, offset=0.0, polarity="bright")
-        grid = self.grid.crop(window)
-        block = signal.reshape(window.shape)
-        return plain.detect(block, grid.window, grid.window, grid)
-
-
-def _choose_sigma(sample: _Sample, false_share: float) -> tuple[float, ...]:
+def _choose_sigma(sample: Sample, false_share: float) -> tuple[float, ...]:
     """Return the size whose blobs hold most of the image's contrast.
 
     Among the candidates the one with the largest sum of ``height * sigma**(D / 2)`` over the
@@ -245,8 +124,8 @@ def _choose_sigma(sample: _Sample, false_share: float) -> tuple[float, ...]:
     long_axes = sum(n > 1 for n in grid.shape)
     best, chosen = 0.0, None
     sigmas = [as_sigma(size, grid) for size in sizes]
-    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
-        all_found = list(pool.map(sample.statistics, sigmas))
+    with ThreadPoolExecutor(num_threads()) as pool:
+        all_found = list(pool.map(sample.coarse_statistics, sigmas))
     for size, sigma, found in zip(sizes, sigmas, all_found, strict=True):
         threshold = sample.threshold(sigma, found, false_share)
         heights = found.maxima[found.maxima > threshold]
@@ -255,12 +134,12 @@ def _choose_sigma(sample: _Sample, false_share: float) -> tuple[float, ...]:
         heights = np.minimum(heights, np.percentile(heights, 95))
         energy = float(heights.sum()) * size ** (long_axes / 2)
         if energy > best:
-            best, chosen = energy, (size, threshold, found.noise)
+            best, chosen = energy, (size, threshold, found.noise, len(heights))
     if chosen is None:
         return as_sigma(min(sizes[-1], STEP * sizes[0]), grid)
-    size, threshold, noise = chosen
+    size, threshold, noise, count = chosen
     detector = Detector(sigmas=(as_sigma(size, grid),), thresholds=(threshold,), noise=(noise,))
-    fitted = sample.fitted_size(detector)
+    fitted = sample.fitted_size(detector, count)
     if fitted is not None:
         size = min(max(fitted, size / 2, sizes[0]), size)
     return as_sigma(size, grid)
@@ -279,8 +158,9 @@ def plan_detector(
 ) -> Detector:
     """Resolve a detector from a sample of an image.
 
-    The sample is the whole image up to 24 million voxels, else about a dozen blocks spread
-    over it; it depends on the image alone.
+    The sample is the whole image up to 24 million voxels, else up to a dozen blocks spread
+    over it, with no more voxels together unless one block alone needs them; it depends on the
+    image and the largest size alone. `sample_bytes` tells the memory.
 
     Parameters
     ----------
@@ -299,7 +179,8 @@ def plan_detector(
     false_share : float
         Share of false spots that the automatic threshold allows, 0 to 1.
     max_spots : int
-        Raises the threshold until the sample promises at most so many in the whole image.
+        Keeps at most so many spots, those of highest response in the whole image. Where the
+        sample tells that there are more, the threshold rises.
 
     Raises
     ------
@@ -310,10 +191,7 @@ def plan_detector(
     """
     _check_settings(reader, grid, scales, threshold, polarity, false_share, max_spots)
     first = None if sigma is None else as_sigma(sigma, grid)
-    largest = as_sigma(LARGEST * min(grid.spacing), grid) if first is None else first
-    widest = tuple(max(scales) * s for s in largest)
-    halo = Detector(sigmas=(widest,), thresholds=(1.0,), noise=(0.0,)).halo(grid)
-    sample = _Sample.read(reader, grid, halo, polarity)
+    sample = Sample.read(reader, grid, sample_halo(grid, first, scales), polarity)
     first = _choose_sigma(sample, false_share) if first is None else first
     sigmas = tuple(tuple(f * s for s in first) for f in scales)
     found = [sample.statistics(s) for s in sigmas]
@@ -331,6 +209,7 @@ def plan_detector(
         noise=tuple(f.noise for f in found),
         offset=sample.offset,
         polarity=polarity,
+        max_spots=max_spots,
     )
 
 
@@ -359,9 +238,13 @@ def _check_settings(
 
 
 def _level_of(found: ResponseStatistics, max_spots: int, grid: Grid) -> float:
-    """Return the response that so many maxima of the whole image exceed."""
-    count = int(max_spots * found.num_voxels / grid.size)
-    return float(found.maxima[-count - 1]) if count < len(found.maxima) else 0.0
+    """Return a response that at least so many spots of the whole image should exceed.
+
+    With a margin of as many again, as the sample may hold more than its share, and a little
+    below, as several may be equal.
+    """
+    count = 2 * math.ceil(max_spots * found.num_voxels / grid.size) + 1
+    return 0.999 * float(found.maxima[-count - 1]) if count < len(found.maxima) else 0.0
 
 
 def detect_array(
@@ -370,4 +253,4 @@ def detect_array(
     """Find the spots of an array in memory, as one block."""
     values = np.asarray(array)
     resolved = detector or plan_detector(ArrayReader(values), grid, **settings)
-    return resolved.detect(values, grid.window, grid.window, grid)
+    return resolved.gather([resolved.detect(values, grid.window, grid.window, grid)])

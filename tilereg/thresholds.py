@@ -29,6 +29,8 @@ RING_SHARE = 0.25
 RING_PEAKS = 8
 # Normal deviate of the standard deviation per median absolute deviation.
 MAD_TO_SIGMA = 1.4826
+# Extrema below so many deviations of the noise tell nothing: no threshold is below 3.
+LEAST_EXTREMUM = 2.0
 # Peaks below this share of the highest are rounding where an image has no noise at all.
 NOISELESS_SHARE = 0.01
 
@@ -40,9 +42,9 @@ class ResponseStatistics:
     Parameters
     ----------
     maxima : (N,) float64 ndarray
-        Heights of the positive local maxima, ascending.
+        Heights of the local maxima, ascending; those well below noise may lack.
     minima : (M,) float64 ndarray
-        Depths of the negative local minima outside the rings of clear maxima, ascending.
+        Depths of the local minima outside the rings of clear maxima, ascending; likewise.
     spread : float
         Robust standard deviation of the response, structure included.
     noise : float
@@ -60,7 +62,7 @@ class ResponseStatistics:
 
 def _deviation(values: NDArray[np.float32]) -> float:
     """Return the robust standard deviation of values about zero, from a million of them."""
-    flat = values.ravel()[:: values.size // 2**20 + 1]
+    flat = values.flat[:: values.size // 2**20 + 1]
     return float(np.median(np.abs(flat))) * MAD_TO_SIGMA if flat.size else 0.0
 
 
@@ -94,27 +96,27 @@ def white_noise(signals: list[NDArray[np.float32]]) -> float:
 
 
 def _extrema(
-    response: NDArray[np.float32], box: Window, width: NDArray[np.float64]
+    response: NDArray[np.float32], box: Window, width: NDArray[np.float64], level: float
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return places (N, 3) of the positive maxima in a box, and heights above pedestals."""
+    """Return places (N, 3) of the maxima above a level, and heights above their pedestals."""
     start, stop = np.array(box.start, dtype=np.int64), np.array(box.stop, dtype=np.int64)
-    places = np.empty((max(256, box.size // 32), 3), dtype=np.int64)
-    count = find_peaks(response, start, stop, 0.0, places)
+    places = np.empty((max(256, box.size // 256), 3), dtype=np.int64)
+    count = find_peaks(response, start, stop, level, places)
     if count > len(places):
         places = np.empty((count, 3), dtype=np.int64)
-        find_peaks(response, start, stop, 0.0, places)
+        find_peaks(response, start, stop, level, places)
     places = places[:count]
     heights = response[tuple(places.T)] - pedestals_of(response, places, width, 0.0)
-    above = heights > 0
+    above = heights > level
     return places[above], heights[above]
 
 
 def _outside_rings(
-    response: NDArray[np.float32], box: Window, width: NDArray[np.float64]
+    response: NDArray[np.float32], box: Window, width: NDArray[np.float64], level: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the heights of the maxima and the depths of the minima outside their rings."""
-    peaks, heights = _extrema(response, box, width)
-    pits, depths = _extrema(-response, box, width)
+    peaks, heights = _extrema(response, box, width, level)
+    pits, depths = _extrema(-response, box, width, level)
     if len(heights) == 0 or len(depths) == 0:
         return heights, depths
     # The clear maxima are the ones whose rings matter; most maxima are noise.
@@ -152,20 +154,22 @@ def response_statistics(
     """
     detector = Detector(sigmas=(sigma,), thresholds=(1.0,), noise=(0.0,))
     width = detector.sigmas_index(grid)[0]
+    weights = width**2 / max(matched_gain(width, width**2), 1e-30)
+    expected = white * noise_gain(width, weights)
     maxima, minima, spreads = [], [], []
     for signal, box in zip(signals, boxes, strict=True):
         response = detector.response(signal, grid, 0)
         spreads.append(_deviation(response[box.slices]))
-        heights, depths = _outside_rings(response, box, width)
+        level = LEAST_EXTREMUM * min(spreads[-1], expected)
+        heights, depths = _outside_rings(response, box, width, level)
         maxima.append(heights)
         minima.append(depths)
     spread = _typical(spreads)
-    weights = width**2 / max(matched_gain(width, width**2), 1e-30)
     return ResponseStatistics(
         maxima=np.sort(np.concatenate(maxima)),
         minima=np.sort(np.concatenate(minima)),
         spread=spread,
-        noise=min(spread, white * noise_gain(width, weights)),
+        noise=min(spread, expected),
         num_voxels=sum(box.size for box in boxes),
     )
 

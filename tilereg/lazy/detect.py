@@ -15,7 +15,7 @@ import dask.array as da
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tilereg.detector import Detector, Polarity, sort_spots
+from tilereg.detector import Detector, Polarity
 from tilereg.grid import Grid
 from tilereg.lazy.execute import run_tasks
 from tilereg.points import Spots
@@ -91,7 +91,8 @@ def detect_volume(
     num_workers : int
         Threads in this process. Default: one a CPU.
     progress : callable
-        Called in this process with each finished chunk and its spots.
+        Called in this process with each finished chunk and its spots, before `max_spots` of
+        the detector drops any.
 
     Returns
     -------
@@ -114,7 +115,7 @@ def detect_volume(
         parts.append(spots)
         if progress is not None:
             progress(chunk, spots)
-    return sort_spots(Spots.concatenate(parts))
+    return detector.gather(parts)
 
 
 def detect_spots(
@@ -147,7 +148,7 @@ def detect_spots(
     false_share : float
         Share of false spots that the automatic threshold allows, 0 to 1.
     max_spots : int
-        Raises the threshold until a sample promises at most so many in the whole image.
+        Keeps at most so many spots, those of highest response.
 
     Returns
     -------
@@ -205,7 +206,7 @@ def _detect_dask(array: da.Array, grid: Grid, detector: Detector) -> Spots:
         chunks=tuple((1,) * len(sizes) for sizes in chunks),
         meta=np.empty((0,) * grid.ndim, dtype=object),
     ).compute()
-    return sort_spots(Spots.concatenate([Spots.empty(grid.ndim), *found.ravel().tolist()]))
+    return detector.gather([Spots.empty(grid.ndim), *found.ravel().tolist()])
 
 
 def _depth(detector: Detector, grid: Grid, chunks: tuple[tuple[int, ...], ...]) -> list[int]:

@@ -241,6 +241,8 @@ class _Matcher:
             f"{_GATE * sigma * unit.scale:.3g} um, {100 * chance:.0f} % by chance "
             f"(log10 of its probability {evidence:.1f})."
         )
+        if not pose.allows(affine):
+            message = f"The fitted map collapses the spots onto few others. {message}"
         return Match(
             transform=transform,
             correspondences=pairs,

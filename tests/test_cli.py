@@ -293,13 +293,15 @@ def test_dry_run_only_plans(register: Call, fake: Fake) -> None:
 
 
 def test_demo(fake: Fake) -> None:
-    result = SimpleNamespace(run=SimpleNamespace(qc=QC), error=ERROR, initial_error=ERROR)
+    run_found = SimpleNamespace(qc=QC, output="tilereg-demo/run")
+    result = SimpleNamespace(run=run_found, error=ERROR, initial_error=ERROR)
     call = fake("demo.demo", result)
     out = run("demo", "--seed", "3").stdout
     assert call.arguments == ("tilereg-demo",)
     assert call.options is not None
     assert call.options["seed"] == 3
     assert "median 0.5 voxels = 1 um, 95 % below 1 voxels = 2 um, at 5 points" in out
+    assert "tilereg-demo/run" in out
     found = json.loads(run("demo", "elsewhere", "--json").stdout)
     assert found["output"] == "elsewhere"
     assert found["error"]["p95"] == 2.0

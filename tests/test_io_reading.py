@@ -21,7 +21,7 @@ import zarr
 from tilereg.errors import ImageError, InputError
 from tilereg.grid import Grid
 from tilereg.io.metadata import LENGTH_UNITS, micrometres
-from tilereg.io.ome_zarr import open_image
+from tilereg.io.ome_zarr import create_image, open_image
 from tilereg.io.stores import Location
 from tilereg.windows import Window
 
@@ -641,3 +641,11 @@ def test_other_real_images() -> None:
     assert block.shape == (20, 30)
     assert block.dtype == np.uint16
     assert block.std() > 0
+
+
+def test_a_channel_may_be_named_by_a_number(tmp_path: Path) -> None:
+    writer = create_image(
+        tmp_path / "image.zarr", grid=Grid(shape=(4, 4)), dtype="u1", channels=("750", "405")
+    )
+    image = writer.finish()
+    assert image.channel_index("405") == image.channel_index(405) == image.channel_index(1) == 1

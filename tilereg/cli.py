@@ -117,8 +117,10 @@ def demo(
         result = run_demo(output, seed=seed, client=client, overwrite=overwrite, progress=progress)
     qc, before, after = result.run.qc, result.initial_error, result.error
     record = {"output": output, "error_before": asdict(before), "error": asdict(after), "qc": qc}
-    _show(talk, record, [("output", output), *run_rows(qc)])
+    _show(talk, record, [("output", result.run.output), *run_rows(qc)])
     if not talk.as_json:
+        print_text()
+        print_table(*stage_table(qc))
         print_text("\nDistance from where the known deformation puts the spots:")
         print_rows(error_rows(before, after))
 

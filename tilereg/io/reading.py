@@ -211,6 +211,9 @@ class OmeZarrImage:
                     "Give the number."
                 )
         number = int(channel) if str(channel).isdecimal() else -1
+        # The command line cannot tell a number from a name that is one.
+        if number >= len(self.channels) and self.channels.count(str(number)) == 1:
+            number = self.channels.index(str(number))
         if not 0 <= number < len(self.channels):
             raise ImageError(f"No channel {channel!r} in '{self.place}'. It has {listed}.")
         return number

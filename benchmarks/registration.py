@@ -161,7 +161,9 @@ def _data(data: Path | None, name: str) -> Path:
 def main() -> None:
     """Run one benchmark and write its results."""
     benchmarks = {"demo": bench_demo, "easifish": bench_easifish, "merfish": bench_merfish}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("name", choices=benchmarks)
     parser.add_argument("--data", type=Path, default=None)
     chosen = parser.parse_args()

@@ -49,7 +49,8 @@ class Match:
     Parameters
     ----------
     transform : Transform
-        The pull-back, fixed to moving, micrometre. The identity where nothing was found.
+        The pull-back, fixed to moving, micrometre. Not to be used unless the status is 'ok':
+        else it is the identity, or what was fitted before the verdict.
     correspondences : Correspondences
         Mutual nearest pairs within three standard deviations of the residual.
     status : str

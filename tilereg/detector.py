@@ -20,8 +20,9 @@ from numpy.typing import ArrayLike, NDArray
 from tilereg.errors import ImageError, InputError
 from tilereg.grid import Grid
 from tilereg.kernels.filters import gaussian_taps, laplacian, matched_gain, smooth
-from tilereg.kernels.peaks import baselines, find_peaks, quadratic_offsets
+from tilereg.kernels.peaks import baselines, find_peaks, quadratic_offsets, roundness
 from tilereg.localisation import fit_peaks, neighbour_reach
+from tilereg.padding import REACH, Padding, padded
 from tilereg.points import Spots
 from tilereg.windows import Window
 
@@ -33,6 +34,9 @@ Polarity = Literal["bright", "dark"]
 SIGMA_FLOOR = 0.5
 # Where the pedestal of a peak is looked up: behind the dark ring around it, in sigma.
 SHELL = 4.0
+# A peak whose weakest curvature is a smaller share of its strongest lies on an edge or a ridge.
+# A Gaussian blob of the filter's size across and four times that along has 0.12.
+LEAST_ROUNDNESS = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +57,8 @@ class Detector:
         Whether spots are brighter or darker than their background.
     max_spots : int
         How many spots `gather` keeps. Default all.
+    padding : Padding, optional
+        What holds no data in the image. Default nothing.
 
     Raises
     ------
@@ -66,6 +72,7 @@ class Detector:
     offset: float = 0.0
     polarity: Polarity = "bright"
     max_spots: int | None = None
+    padding: Padding | None = None
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -105,7 +112,8 @@ class Detector:
         """
         width = self.sigmas_index(grid).max(axis=0)
         taps = np.array([len(gaussian_taps(w)) - 1 for w in width])
-        halo = np.where(width > 0, taps + 2 + neighbour_reach(width), 0)
+        reach = 2 if self.padding is None else 2 + REACH
+        halo = np.where(width > 0, taps + reach + neighbour_reach(width), 0)
         return tuple(int(h) for h in halo[3 - grid.ndim :])
 
     def bytes_needed(self, core_shape: tuple[int, ...], grid: Grid, dtype: Any) -> int:
@@ -182,7 +190,7 @@ class Detector:
         self, block: NDArray[Any], block_window: Window, core: Window, grid: Grid, chunk: int = 0
     ) -> tuple[Spots, NDArray[np.int64]]:
         """Find spots as `detect`, in the order of their peak voxels, and return these (N, D)."""
-        signal = as_signal(block, block_window, self.offset, self.polarity)
+        signal = as_signal(block, block_window, self.offset, self.polarity, self.padding)
         excess = self._excess(signal, grid)
         score = excess[0] if len(excess) == 1 else excess[0].copy()
         for other in excess[1:]:
@@ -273,6 +281,7 @@ class Detector:
             found = pedestals_of(excess[row], mine[here], width, self.thresholds[row])
             pedestals[here] = found
             kept[here] = excess[row][tuple(mine[here].T)] > found
+            kept[here] &= is_round(excess[row], mine[here], width)
         return np.concatenate([mine[kept], others, mine[~kept]]), int(kept.sum()), pedestals[kept]
 
 
@@ -333,6 +342,26 @@ def pedestals_of(
     return np.maximum(out + threshold, 0.0)
 
 
+def is_round(
+    score: NDArray[np.float32], peaks: NDArray[np.int64], width: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """Tell which of (N, 3) peaks are of a blob, not of an edge or a ridge.
+
+    On an edge, as around what was padded or cut out, noise makes peaks without end. The test
+    is that of Lowe, IJCV 60 (2004) 91-110, section 4.1, for any number of axes.
+
+    Parameters
+    ----------
+    score : (Z, Y, X) float32 ndarray
+    peaks : (N, 3) int64 ndarray
+    width : (3,) ndarray, voxels
+        Size of the filter.
+    """
+    out = np.empty(len(peaks))
+    roundness(score, peaks, width, out)
+    return np.asarray(out >= LEAST_ROUNDNESS)
+
+
 def _rows(excess: list[NDArray[np.float32]], peaks: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the row of the size that each of the (N, 3) peaks belongs to, the first if equal."""
     at_peak = tuple(peaks.T)
@@ -340,9 +369,15 @@ def _rows(excess: list[NDArray[np.float32]], peaks: NDArray[np.int64]) -> NDArra
 
 
 def as_signal(
-    block: NDArray[Any], window: Window, offset: float, polarity: Polarity
+    block: NDArray[Any],
+    window: Window,
+    offset: float,
+    polarity: Polarity,
+    padding: Padding | None = None,
 ) -> NDArray[np.float32]:
     """Return a block as (Z, Y, X) float32, `offset` subtracted, with spots positive.
+
+    What is padding gets the level of the image next to it.
 
     Raises
     ------
@@ -353,8 +388,7 @@ def as_signal(
     wide = values.dtype.itemsize > 2
     with np.errstate(over="ignore", invalid="ignore"):
         if wide and values.dtype != np.float32:
-            values = np.subtract(values, offset, dtype=np.float64)
-            signal = values.astype(np.float32)
+            signal = np.subtract(values, offset, dtype=np.float64).astype(np.float32)
         else:
             signal = values.astype(np.float32)
             signal -= np.float32(offset)
@@ -366,6 +400,9 @@ def as_signal(
             "finite numbers of at most 3e38; replace such voxels first, for example with the "
             "background's value."
         )
+    hollow = None if padding is None else padded(values, padding.value)
+    if padding is not None and hollow is not None:
+        signal[hollow] = padding.level - offset
     if polarity == "dark":
         np.negative(signal, out=signal)
     return np.asarray(signal.reshape((1,) * (3 - signal.ndim) + signal.shape))

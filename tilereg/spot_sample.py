@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from tilereg.detector import Detector, Polarity, as_sigma, as_signal, rim_width
 from tilereg.grid import Grid
 from tilereg.kernels.filters import TRUNCATE
+from tilereg.padding import Padding, find_padding, padded
 from tilereg.points import Spots
 from tilereg.thresholds import (
     ResponseStatistics,
@@ -131,17 +132,20 @@ def sample_bytes(
     """
     sizes = [window.size for window in sample_windows(grid, sample_halo(grid, sigma, scales))]
     total, largest, item = sum(sizes), max(sizes), int(np.dtype(dtype).itemsize)
-    # Blocks as read, and one of them as float64 on the way to a signal.
-    reading = item * total + (9 if item > 2 else 1) * largest
+    # Blocks as read, and one of them as float64 on the way to a signal; masks of the padding.
+    reading = (item + 1) * total + (9 if item > 2 else 4) * largest
     # The second differences of `white_noise`; a response and its negative, and what lies there,
     # a thread; a detection, in one thread.
     looking = (13 if sigma is not None else max(14, 10 * num_threads())) * largest
-    return 4 * total + max(reading, looking) + 2**20
+    return 4 * total + max(reading, total + looking) + 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Blocks of an image as signals, and the grid of the whole image."""
+    """Blocks of an image as signals, and the grid of the whole image.
+
+    `valid` tells which voxels hold data, a mask a block, or None where all do.
+    """
 
     grid: Grid
     windows: list[Window]
@@ -149,17 +153,21 @@ class Sample:
     offset: float
     white: float
     polarity: Polarity
+    padding: Padding | None
+    valid: list[NDArray[np.bool_] | None]
 
     @classmethod
     def read(cls, reader: Reader, grid: Grid, halo: Sequence[int], polarity: Polarity) -> Sample:
         """Read the sample of an image."""
         windows = sample_windows(grid, halo)
         blocks = [np.asarray(reader.read(window)) for window in windows]
+        padding = find_padding(blocks)
+        valid = [None if padding is None else _valid(block, padding) for block in blocks]
         # The median of what is finite; `as_signal` reports what is not.
         medians = [m for m in map(_median, blocks) if math.isfinite(m)]
         offset = float(np.median(medians)) if medians else 0.0
         signals = [
-            as_signal(block, window, offset, polarity)
+            as_signal(block, window, offset, polarity, padding)
             for block, window in zip(blocks, windows, strict=True)
         ]
         del blocks
@@ -168,8 +176,10 @@ class Sample:
             windows=windows,
             signals=signals,
             offset=offset,
-            white=white_noise(signals),
+            white=white_noise(signals, valid),
             polarity=polarity,
+            padding=padding,
+            valid=valid,
         )
 
     def statistics(self, sigma: tuple[float, ...]) -> ResponseStatistics:
@@ -180,6 +190,7 @@ class Sample:
             sigma,
             self.grid,
             self.white,
+            self.valid,
         )
 
     def coarse_statistics(self, sigma: tuple[float, ...]) -> ResponseStatistics:
@@ -211,6 +222,7 @@ class Sample:
             tuple(float(s) for s in np.where(long_axes, narrow, 1.0) * self.grid.spacing),
             grid,
             self.white / math.sqrt(math.prod(factors)),
+            [_coarse_mask(mask, factors) for mask in self.valid],
         )
         return ResponseStatistics(
             maxima=found.maxima / gain,
@@ -277,7 +289,7 @@ class Sample:
         self, signal: NDArray[np.float32], window: Window, detector: Detector, share: float
     ) -> Spots:
         """Find the spots of the middle of one block, seen as an image of its own."""
-        plain = replace(detector, offset=0.0, polarity="bright")
+        plain = replace(detector, offset=0.0, polarity="bright", padding=None)
         axis = int(np.argmax(window.shape))
         cut = int(0.5 * (1 - share) * window.shape[axis])
         middle = window.pad([-cut if a == axis else 0 for a in range(window.ndim)])
@@ -305,6 +317,21 @@ def block_means(signal: NDArray[np.float32], factors: Sequence[int]) -> NDArray[
             out *= np.float32(0.5)
             count //= 2
     return out
+
+
+def _valid(block: NDArray[Any], padding: Padding) -> NDArray[np.bool_] | None:
+    """Return which voxels of a block hold data, (Z, Y, X); None where all do."""
+    hollow = padded(block, padding.value)
+    return None if hollow is None else ~hollow.reshape((1,) * (3 - block.ndim) + block.shape)
+
+
+def _coarse_mask(mask: NDArray[np.bool_] | None, factors: Sequence[int]) -> Any:
+    """Return every so many-th voxel of a mask, what does not fill a block left out."""
+    if mask is None:
+        return None
+    steps = (1,) * (3 - len(factors)) + tuple(factors)
+    cut = tuple(slice(0, n // f * f, f) for n, f in zip(mask.shape, steps, strict=True))
+    return mask[cut]
 
 
 def _median(block: NDArray[Any]) -> float:

@@ -210,6 +210,7 @@ def plan_detector(
         offset=sample.offset,
         polarity=polarity,
         max_spots=max_spots,
+        padding=sample.padding,
     )
 
 

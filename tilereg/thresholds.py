@@ -8,13 +8,14 @@ maxima above a level are false.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from tilereg.detector import Detector, pedestals_of
+from tilereg.detector import Detector, is_round, pedestals_of
 from tilereg.grid import Grid
 from tilereg.kernels.filters import matched_gain, noise_gain
 from tilereg.kernels.peaks import find_peaks
@@ -72,7 +73,9 @@ def _typical(deviations: list[float]) -> float:
     return float(np.median(above)) if above else 0.0
 
 
-def white_noise(signals: list[NDArray[np.float32]]) -> float:
+def white_noise(
+    signals: list[NDArray[np.float32]], valid: Sequence[NDArray[np.bool_] | None]
+) -> float:
     """Return the standard deviation of the noise from voxel to voxel.
 
     From second differences along every axis, in which all that is smooth vanishes [1]_.
@@ -80,17 +83,24 @@ def white_noise(signals: list[NDArray[np.float32]]) -> float:
     Parameters
     ----------
     signals : list of (Z, Y, X) float32 ndarrays
+    valid : sequence of (Z, Y, X) bool ndarray or None
+        Which voxels hold data; None for all.
 
     References
     ----------
     .. [1] J. Immerkaer, Fast noise variance estimation, CVIU 64 (1996) 300-302.
     """
     deviations = []
-    for signal in signals:
+    for signal, mask in zip(signals, valid, strict=True):
         rough, gain = signal, 1.0
         for axis in range(3):
             if rough.shape[axis] >= 3:
                 rough, gain = np.diff(rough, n=2, axis=axis), gain * math.sqrt(6)
+        if mask is not None:
+            # The middle of the three voxels an axis that a difference is of.
+            inner = [slice((n - m) // 2, n - (n - m) // 2)
+                     for n, m in zip(mask.shape, rough.shape, strict=True)]  # fmt: skip
+            rough = rough[mask[tuple(inner)]]
         deviations.append(_deviation(rough) / gain if gain > 1 else 0.0)
     return _typical(deviations)
 
@@ -116,6 +126,9 @@ def _outside_rings(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the heights of the maxima and the depths of the minima outside their rings."""
     peaks, heights = _extrema(response, box, width, level)
+    # Pits stay as they are: those along an edge tell what peaks along it would be worth.
+    round_ones = is_round(response, peaks, width)
+    peaks, heights = peaks[round_ones], heights[round_ones]
     pits, depths = _extrema(-response, box, width, level)
     if len(heights) == 0 or len(depths) == 0:
         return heights, depths
@@ -137,6 +150,7 @@ def response_statistics(
     sigma: tuple[float, ...],
     grid: Grid,
     white: float,
+    valid: Sequence[NDArray[np.bool_] | None],
 ) -> ResponseStatistics:
     """Measure the response of one size in sample blocks.
 
@@ -151,15 +165,18 @@ def response_statistics(
         Of the whole image.
     white : float
         From `white_noise`.
+    valid : sequence of (Z, Y, X) bool ndarray or None
+        Which voxels of a block hold data; None for all.
     """
     detector = Detector(sigmas=(sigma,), thresholds=(1.0,), noise=(0.0,))
     width = detector.sigmas_index(grid)[0]
     weights = width**2 / max(matched_gain(width, width**2), 1e-30)
     expected = white * noise_gain(width, weights)
     maxima, minima, spreads = [], [], []
-    for signal, box in zip(signals, boxes, strict=True):
+    for signal, box, mask in zip(signals, boxes, valid, strict=True):
         response = detector.response(signal, grid, 0)
-        spreads.append(_deviation(response[box.slices]))
+        inner = response[box.slices]
+        spreads.append(_deviation(inner if mask is None else inner[mask[box.slices]]))
         level = LEAST_EXTREMUM * min(spreads[-1], expected)
         heights, depths = _outside_rings(response, box, width, level)
         maxima.append(heights)

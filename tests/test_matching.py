@@ -21,8 +21,8 @@ from tilereg.errors import InputError
 from tilereg.matching import Match, match_spots
 from tilereg.matching import match as match_module
 from tilereg.matching.cells import CellList
-from tilereg.matching.clouds import Unit, canonical_order, num_distinct
-from tilereg.matching.coarse import find_pose, steps_aside
+from tilereg.matching.clouds import Unit, canonical_order, num_distinct, steps_aside
+from tilereg.matching.coarse import find_pose
 from tilereg.matching.constellations import match_constellations
 from tilereg.matching.selection import select_model
 from tilereg.matching.votes import count_votes

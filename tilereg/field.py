@@ -28,11 +28,14 @@ Rows = NDArray[np.int64]
 
 _SMOOTHINGS = tuple(10.0**k for k in (6, 5, 4, 3, 2, 1, 0, -1))
 _FOLDS = 5
-_ROUNDS = 4
+# Scales and weights are refitted so often, alike when a smoothing is judged and used.
+_ROUNDS = 3
+_PLAIN_ROUNDS = 2
 _TUKEY = 4.685
+_NEIGHBOURS = 9
 _SPACINGS_A_NODE = 2.0
 _MOST_NODES = 200_000
-_FEWEST_NODES = 300
+_FEWEST_NODES = 3000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +68,7 @@ def fit_field(
     smoothing: float | None = None,
     spacing: float | None = None,
     domain: tuple[ArrayLike, ArrayLike] | None = None,
+    robust: bool = True,
 ) -> FieldFit:
     """Fit a smoothing thin-plate spline to pairs of points, wrong pairs weighted down.
 
@@ -83,6 +87,8 @@ def fit_field(
         more where that makes more than one node for two pairs.
     domain : pair of (D,) array_like, micrometre, optional
         Box in which the field may vary. Default: the box of the fixed points.
+    robust : bool
+        Whether pairs that contradict their neighbours are weighted down.
 
     Returns
     -------
@@ -96,7 +102,7 @@ def fit_field(
     Notes
     -----
     The finite-element form of the smoothing thin-plate spline (Duchon 1977; Wahba 1990). Tukey's
-    biweight of the residuals makes it robust; the weights are refitted four times.
+    biweight of the residuals makes it robust; the weights are refitted three times.
     """
     x, y = check_points(fixed, "fixed points"), check_points(moving, "moving points")
     ndim = x.shape[1]
@@ -125,10 +131,11 @@ def fit_field(
             _SPACINGS_A_NODE if spacing is None else spacing / unit,
             max(_FEWEST_NODES, len(x) // 2) if spacing is None else _MOST_NODES,
         ),
+        robust=robust,
     )
     losses = {} if smoothing is not None else problem.losses()
     chosen = min(losses, key=lambda s: losses[s]) if smoothing is None else smoothing
-    affine, field, robust = problem.fit(chosen, np.arange(len(x)))
+    affine, field, trusted = problem.fit(chosen, np.arange(len(x)))
     world = Affine(affine.matrix, unit * affine.offset + centre - affine.matrix @ centre)
     scaled = DisplacementField(
         field.coefficients * unit, field.origin * unit + centre, field.spacing * unit
@@ -137,7 +144,7 @@ def fit_field(
         transform=Transform(*split_affine(world, scaled, x)),
         smoothing=chosen,
         losses={s: loss * unit for s, loss in losses.items()},
-        weight=robust,
+        weight=trusted,
     )
 
 
@@ -169,25 +176,27 @@ class _Problem:
     targets: Floats
     trust: Floats
     lattice: Lattice
+    robust: bool
 
     def losses(self) -> dict[float, float]:
         """Return the held-out residual of every smoothing, from stiff to soft."""
         part = np.random.default_rng(0).permutation(len(self.points)) % _FOLDS
         folds = range(1 if len(part) >= 1000 else _FOLDS)
         losses: dict[float, float] = {}
-        cut = math.inf
+        floor = math.inf
 
         def loss_of(place: int) -> float:
-            nonlocal cut
+            nonlocal floor
             residuals = []
             for fold in folds:
-                affine, field, _ = self.fit(_SMOOTHINGS[place], np.flatnonzero(part != fold), 2)
+                affine, field, _ = self.fit(_SMOOTHINGS[place], np.flatnonzero(part != fold))
                 judge = part == fold
                 predicted = affine(self.points[judge]) + field(self.points[judge])
                 residuals.append(np.linalg.norm(predicted - self.targets[judge], axis=1))
             every = np.concatenate(residuals)
-            cut = min(cut, 5 * float(np.median(every)))
-            loss = float(np.sqrt((np.minimum(every, cut) ** 2).mean()))
+            # Wrong pairs weigh little, and so would a bent region if large errors were cut off.
+            floor = min(floor, float(np.median(every)))
+            loss = float(np.exp(0.5 * np.log(every**2 + floor**2 + 1e-24).mean()))
             losses[_SMOOTHINGS[place]] = loss
             return loss
 
@@ -200,27 +209,37 @@ class _Problem:
                 break
         return losses
 
-    def fit(
-        self, smoothing: float, rows: Rows, rounds: int = _ROUNDS
-    ) -> tuple[Affine, DisplacementField, Floats]:
+    def fit(self, smoothing: float, rows: Rows) -> tuple[Affine, DisplacementField, Floats]:
         """Fit to some of the pairs; return affine, field and the robust weights."""
         x, y, trust = self.points[rows], self.targets[rows], self.trust[rows]
         affine = fit_affine(x, y, trust, prior=1e-6)
         rest = y - affine(x)
         weight = trust
         scale = _scale(rest)
+        near = _neighbours(x)
         solution: Solution | None = None
-        for _ in range(rounds):
+        for _ in range(_ROUNDS if self.robust else _PLAIN_ROUNDS):
             equations = NormalEquations.assemble(self.lattice, x, weight / scale**2, rest)
             solver = ThinPlate(smoothing, max(self.lattice.spacing))
             solution = solver.solve(equations, start=solution, tolerance=1e-4)
             field = self.lattice.field(solution.coefficients)
             residual = np.linalg.norm(field(x) - rest, axis=1)
             scale = max(_scale(field(x) - rest), 1e-9)
-            weight = trust * np.maximum(0, 1 - (residual / (_TUKEY * scale * 1.5)) ** 2) ** 2
+            if not self.robust:
+                continue
+            # Where all pairs of a region are missed, the field is too stiff, not they wrong.
+            local = np.maximum(np.median(residual[near], axis=1), 1.5 * scale)
+            weight = trust * np.maximum(0, 1 - (residual / (_TUKEY * local)) ** 2) ** 2
             if not weight.any():
                 weight = trust
         return affine, field, weight
+
+
+def _neighbours(points: Floats) -> Rows:
+    """Return rows of the points nearest to each point, itself left out."""
+    count = min(_NEIGHBOURS, len(points) - 1)
+    rows = cKDTree(points).query(points, k=count + 1)[1]
+    return np.asarray(rows[:, 1:] if count > 0 else rows[:, None], dtype=np.int64)
 
 
 def _scale(residual: Floats) -> float:

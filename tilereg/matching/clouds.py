@@ -15,9 +15,14 @@ from numpy.typing import NDArray
 from tilereg.field import mean_spacing
 from tilereg.transform import Affine, DisplacementField, Transform
 
-__all__ = ["Unit", "canonical_order", "num_distinct"]
+__all__ = ["Unit", "canonical_order", "num_distinct", "steps_aside"]
 
 Floats = NDArray[np.float64]
+
+# How far spots are moved aside to see what chance gives, and along which axes of the cloud:
+# those that are longer than some such steps, or than a share of the longest.
+_ASIDE = 2.5
+_WIDE, _ROUND = 4.0, 0.3
 
 
 def canonical_order(points: Floats) -> NDArray[np.int64]:
@@ -35,6 +40,19 @@ def canonical_order(points: Floats) -> NDArray[np.int64]:
 def num_distinct(ordered: Floats) -> int:
     """Return the number of different places among points in canonical order."""
     return int((ordered[1:] != ordered[:-1]).any(axis=1).sum()) + min(1, len(ordered))
+
+
+def steps_aside(cloud: Floats) -> Floats:
+    """Return steps (S, D) by which spots are moved aside to see what chance gives.
+
+    They lead along the cloud, never out of it: a step off a plane of spots finds none, and would
+    make chance look smaller than it is.
+    """
+    centred = cloud - cloud.mean(axis=0)
+    axes = np.linalg.eigh(centred.T @ centred)[1].T
+    extent = np.ptp(centred @ axes.T, axis=0)
+    wide = extent >= min(_WIDE * _ASIDE, _ROUND * float(extent.max()))
+    return np.concatenate([_ASIDE * axes[wide], -_ASIDE * axes[wide]])
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,12 @@ from scipy.stats import binom
 
 from tilereg.affine import fit_affine, fit_rigid, fit_translation, num_parameters
 from tilereg.matching.cells import CellList
+from tilereg.matching.clouds import steps_aside
 from tilereg.matching.constellations import match_constellations
 from tilereg.sampling import farthest_points
 from tilereg.transform import Affine, Transform
 
-__all__ = ["Candidate", "Coarse", "find_pose", "pose_evidence", "steps_aside"]
+__all__ = ["Candidate", "Coarse", "find_pose", "pose_evidence"]
 
 Floats = NDArray[np.float64]
 
@@ -52,13 +53,9 @@ _MOST_FIXED_SAMPLED = 20_000
 _CLEAR = -12.0
 _ENOUGH = -7.0
 _PARTIAL = 0.1
-# How far spots are moved aside to see what chance gives, and along which axes of the cloud:
-# those that are longer than some such steps, or than a share of the longest.
-_ASIDE = 2.5
-_WIDE, _ROUND = 4.0, 0.3
 # A map that stretches or shrinks an axis by more is no pose: fitted to nearest neighbours, the
 # matrix of a wrong one collapses onto a plane of spots.
-_MOST_STRETCH = 1.5
+_MOST_STRETCH, _MOST_PAIRED_STRETCH = 1.5, 3.0
 
 
 @dataclass(frozen=True)
@@ -108,22 +105,13 @@ class Coarse:
         """Whether chance is excluded."""
         return self.evidence < _ENOUGH
 
-    def allows(self, affine: Affine) -> bool:
-        """Whether a map that was fitted from here on stretches no axis much more than this."""
-        return affine.compose(self.affine.inverse).stretch <= _MOST_STRETCH
+    def allows(self, affine: Affine, *, one_to_one: bool = False) -> bool:
+        """Whether a map that was fitted from here on stretches no axis much more than this.
 
-
-def steps_aside(cloud: Floats) -> Floats:
-    """Return steps (S, D) by which spots are moved aside to see what chance gives.
-
-    They lead along the cloud, never out of it: a step off a plane of spots finds none, and would
-    make chance look smaller than it is.
-    """
-    centred = cloud - cloud.mean(axis=0)
-    axes = np.linalg.eigh(centred.T @ centred)[1].T
-    extent = np.ptp(centred @ axes.T, axis=0)
-    wide = extent >= min(_WIDE * _ASIDE, _ROUND * float(extent.max()))
-    return np.concatenate([_ASIDE * axes[wide], -_ASIDE * axes[wide]])
+        More is believed where nearly all spots with a partner have one of their own.
+        """
+        most = _MOST_PAIRED_STRETCH if one_to_one else _MOST_STRETCH
+        return affine.compose(self.affine.inverse).stretch <= most
 
 
 def find_pose(fixed: Floats, moving: Floats, *, max_rotation: float = 180.0) -> Coarse:

@@ -12,12 +12,13 @@ from scipy.spatial import cKDTree
 from scipy.stats import binom
 
 from tilereg.errors import InputError
-from tilereg.field import split_affine
+from tilereg.field import fit_field, split_affine
 from tilereg.lattice import Lattice
 from tilereg.matching.cells import CellList
-from tilereg.matching.clouds import Unit, canonical_order, num_distinct
-from tilereg.matching.coarse import Coarse, find_pose, pose_evidence, steps_aside
+from tilereg.matching.clouds import Unit, canonical_order, num_distinct, steps_aside
+from tilereg.matching.coarse import Coarse, find_pose, pose_evidence
 from tilereg.matching.cpd import Drift, drift
+from tilereg.matching.growth import grow
 from tilereg.matching.selection import Selection, fit_simple, select_model
 from tilereg.matching.votes import count_votes, fit_votes
 from tilereg.points import Correspondences, Spots, check_points
@@ -40,6 +41,17 @@ _GATE = 3.0
 _CERTAIN = -5.0
 _CERTAIN_OF_FEW = -3.5
 _VOTE_CELL = 2.5
+_GROWTHS = 5
+# So many pairs are fitted anew even where nothing grows.
+_MOST_REFITTED = 1000
+# An error of so many spacings is as good as none.
+_EXACT = 0.02
+_LEAST_GAIN, _MOST_LOSS = 0.1, 0.5
+# Share of the spots with a partner that have one of their own, where no map has collapsed.
+_ONE_TO_ONE = 0.8
+# Where the search for the standard deviation of a pair begins after a growth.
+_WIDE_SIGMA = 0.1
+_ENOUGH_HELD = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,17 +244,23 @@ class _Matcher:
             affine, field = self._simple(chosen.model, pose.affine, first), None
         inner = Transform(affine, field)
         sigma = self._sigma(inner, result.sigma)
+        extended = self._extend(inner, sigma)
+        if extended is not None:
+            inner, affine, field = extended, extended.affine, extended.field
+            sigma = self._sigma(inner, max(sigma, _WIDE_SIGMA), unseen=True)
         matched, chance, evidence = self._verdict(inner, sigma, chosen, pose)
         transform = unit.transform_out(affine, field)
         pairs = self._pairs(inner, sigma, transform, x, y)
         certain = _CERTAIN if self.held.any() else _CERTAIN_OF_FEW
-        is_ok = evidence < certain and len(pairs) >= _FEWEST - 1 and pose.allows(affine)
+        is_one_to_one = len(pairs) >= _ONE_TO_ONE * matched * len(x)
+        is_sound = pose.allows(affine, one_to_one=is_one_to_one)
+        is_ok = evidence < certain and len(pairs) >= _FEWEST - 1 and is_sound
         message = (
             f"{len(pairs)} pairs; {100 * matched:.0f} % of the fixed spots have a partner within "
             f"{_GATE * sigma * unit.scale:.3g} um, {100 * chance:.0f} % by chance "
             f"(log10 of its probability {evidence:.1f})."
         )
-        if not pose.allows(affine):
+        if not is_sound:
             message = f"The fitted map collapses the spots onto few others. {message}"
         return Match(
             transform=transform,
@@ -310,6 +328,41 @@ class _Matcher:
             source[ours], affine(source[ours]), self.moving[theirs], found.sigma, beta=self.beta
         )
 
+    def _extend(self, map_: Transform, sigma: float) -> Transform | None:
+        """Grow the match into what the map does not reach; None where that gains nothing."""
+        source = self.fitted
+        ndim = source.shape[1]
+        extended, least, num_grown = None, self._misses(map_), 0
+        for number in range(_GROWTHS):
+            moved = map_(source)
+            known = _mutual(moved, self.moving, _GATE * math.sqrt(ndim) * sigma)
+            growth = grow(source, moved, self.moving, *known, sigma=sigma)
+            ours, theirs = growth.fixed_rows, growth.moving_rows
+            is_gain = growth.is_gain_over(len(known[0]))
+            refits = number == 0 and len(known[0]) <= _MOST_REFITTED
+            if len(known[0]) <= 2 * ndim or not (is_gain or refits) or len(ours) <= num_grown:
+                break
+            num_grown = len(ours)
+            if not is_gain:
+                ours, theirs = known
+            # The growth has left out what contradicts its neighbours.
+            map_ = fit_field(
+                source[ours], self.moving[theirs], domain=(self.low, self.high), robust=False
+            ).transform
+            sigma = self._sigma(map_, max(sigma, _WIDE_SIGMA), unseen=True)
+            misses = self._misses(map_)
+            # A growth speaks for itself, even if all the rest gets a little less exact.
+            if misses >= least + (_MOST_LOSS if is_gain else -_LEAST_GAIN):
+                break
+            extended, least = map_, min(misses, least)
+        return extended
+
+    def _misses(self, map_: Transform) -> float:
+        """Return the mean logarithm of how far spots are from a partner, at most a spacing."""
+        judged = self.fixed[self.held] if self.held.any() else self.fixed
+        distance = cKDTree(self.moving).query(map_(judged))[0]
+        return float(np.log(np.minimum(distance, 1.0) + _EXACT).mean())
+
     def _simple(self, model: str, affine: Affine, found: Drift) -> Affine:
         """Fit a rigid or affine model to the partners of a first drift, then to near pairs."""
         source = self.fitted
@@ -330,8 +383,11 @@ class _Matcher:
             near = weights > 0
         return map_
 
-    def _sigma(self, map_: Transform, guess: float) -> float:
-        """Return the standard deviation of a near pair an axis, from mutual pairs."""
+    def _sigma(self, map_: Transform, guess: float, *, unseen: bool = False) -> float:
+        """Return the standard deviation of a near pair an axis, from mutual pairs.
+
+        With `unseen` from the spots that the map has not seen, where there are enough.
+        """
         ndim = self.fixed.shape[1]
         moved = map_(self.fixed)
         sigma = guess
@@ -339,6 +395,9 @@ class _Matcher:
             ours, theirs = _mutual(moved, self.moving, _GATE * math.sqrt(ndim) * sigma)
             if len(ours) < _FEWEST - 1:
                 return guess
+            judges = self.held[ours]
+            if unseen and judges.sum() >= _ENOUGH_HELD:
+                ours, theirs = ours[judges], theirs[judges]
             square = ((moved[ours] - self.moving[theirs]) ** 2).sum(1)
             sigma = max(math.sqrt(float(square.mean()) / ndim), 1e-6)
         return sigma

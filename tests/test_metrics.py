@@ -50,6 +50,25 @@ def test_field_error_leaves_out_what_has_no_truth() -> None:
         metrics.field_error(lambda p: np.where(p > 0.5, np.nan, p), lambda p: p, points)
 
 
+def test_errors_inside_and_outside_the_hull() -> None:
+    rng = np.random.default_rng(9)
+    points, hull = rng.uniform(0, 10, (400, 3)), rng.uniform(2, 8, (300, 3))
+    within = metrics.inside_hull(points, hull)
+
+    def transform(p: NDArray[np.float64]) -> NDArray[np.float64]:
+        return p + [[0.0, 0.3, 0.4]] + 5 * ~metrics.inside_hull(p, hull)[:, None] * [1.0, 0, 0]
+
+    inside, outside = metrics.hull_errors(transform, lambda p: p, points, hull, (1.0, 0.1, 0.1))
+    assert 20 < inside.count == within.sum() < 380
+    assert inside.count + outside.count == 400
+    assert (inside.median, inside.max) == pytest.approx((0.5, 0.5))
+    assert inside.median_voxels == pytest.approx(5.0)
+    assert outside.median == pytest.approx(np.hypot(5, 0.5))
+    nowhere, everywhere = metrics.hull_errors(transform, lambda p: p, points, np.empty((0, 3)))
+    assert (nowhere.count, everywhere.count) == (0, 400)
+    assert np.isnan(nowhere.median)
+
+
 def test_hull_of_a_box() -> None:
     corners = np.array([[z, y, x] for z in (0, 2) for y in (0, 1) for x in (0, 5)], float)
     cloud = np.vstack([corners, np.random.default_rng(2).uniform([0] * 3, [2, 1, 5], (500, 3))])

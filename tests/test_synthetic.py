@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import ndimage, stats
 
 from tilereg import metrics
 from tilereg.deformations import Deformation, GaussianBumps, PolynomialField, invert
 from tilereg.errors import InputError
 from tilereg.grid import Grid
+from tilereg.kernels.rendering import add_noise
 from tilereg.synthetic import (
     BENCHMARK_FIELDS,
     SyntheticRounds,
     SyntheticVolume,
     benchmark_field,
-    benchmark_pair,
     demo_rounds,
     render_spots,
 )
@@ -228,39 +230,68 @@ def test_benchmark_fields_have_the_size_of_their_definition(name: str) -> None:
         np.testing.assert_allclose(np.linalg.norm(pull.amplitudes, axis=1), size)
 
 
-def test_benchmark_pair_is_the_reference_pulled() -> None:
-    pair = benchmark_pair("small", "polynomial_small", seed=2)
-    assert pair.reference.shape == pair.moving.shape == (16, 256, 256)
-    assert (pair.spots == np.rint(pair.spots)).all()
-    seen = pair.visible(pair.spots)
-    assert 20 < seen.sum() <= 50
-    # The bright voxels of the moving volume are where the true map sends the spots.
-    at = pair.true_map(pair.spots[seen])
-    values = ndimage.map_coordinates(pair.moving.astype(float), at.T, order=1, mode="nearest")
-    assert np.median(values) > 120
-    np.testing.assert_allclose(pair.pull(at), pair.spots[seen], atol=1e-9)
+@pytest.mark.parametrize("name", BENCHMARK_FIELDS)
+def test_benchmark_fields_take_any_size(name: str) -> None:
+    points = np.random.default_rng(0).uniform(0, 30, (50, 3))
+    preset, double = (benchmark_field(name, (32, 512, 512), 5, size=n) for n in (None, 60.0))
+    size = {"small": 15.0, "large": 30.0, "point": 20.0}[name.rsplit("_", maxsplit=1)[1]]
+    moved = (preset(points) - points) * 60 / size
+    np.testing.assert_allclose(double(points) - points, moved, atol=1e-9)
+    still = benchmark_field(name, (32, 512, 512), 5, size=0.0)
+    np.testing.assert_allclose(still(points), points)
 
 
-def test_benchmark_reproduces_the_published_start() -> None:
-    # The published image metrics before registration: NCC 0.029, IoU 0.030, MAD 0.248.
-    pair = benchmark_pair("medium", "polynomial_small", seed=0)
-    assert 0.0 < metrics.ncc(pair.reference, pair.moving) < 0.06
-    assert 0.0 < metrics.iou_bright(pair.reference, pair.moving) < 0.06
-    assert 0.2 < metrics.mad_bright(pair.reference, pair.moving) < 0.28
+@pytest.mark.parametrize("name", deformations())
+def test_boxes_hold_what_the_map_makes_of_boxes(name: str) -> None:
+    deformation = deformations()[name]
+    assert isinstance(deformation, GaussianBumps | PolynomialField)
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        low = rng.uniform(-10, 40, 3)
+        high = low + rng.uniform(0, 30, 3)
+        small, large = deformation.bounds(low, high)
+        moved = deformation(rng.uniform(low, high, (2000, 3)))
+        assert (moved >= small - 1e-9).all()
+        assert (moved <= large + 1e-9).all()
+        # A point is a box that is not made larger.
+        np.testing.assert_allclose(deformation.bounds(low, low), [deformation(low[None])[0]] * 2)
 
 
-def test_benchmark_follows_its_seed() -> None:
-    one, same, other = (benchmark_pair("tiny", seed=seed) for seed in (1, 1, 2))
-    assert (one.reference == same.reference).all()
-    assert (one.moving == same.moving).all()
-    assert (one.reference != other.reference).any()
-
-
-def test_benchmark_options() -> None:
-    dense = benchmark_pair("tiny", "multi_point", density=10, subpixel=True)
-    assert dense.spots.shape == (100, 3)
-    assert (dense.spots != np.rint(dense.spots)).any()
-    with pytest.raises(InputError, match="Unknown volume 'huge'"):
-        benchmark_pair("huge")
+def test_benchmark_fields_refuse_what_does_not_fit() -> None:
     with pytest.raises(InputError, match="Unknown deformation 'swirl'"):
         benchmark_field("swirl", (8, 8, 8), 0)
+    with pytest.raises(InputError, match="size -1"):
+        benchmark_field("multi_point", (8, 8, 8), 0, size=-1.0)
+    with pytest.raises(InputError, match=r"shape \(8, 8\)"):
+        benchmark_field("multi_point", (8, 8), 0)
+
+
+def noise(shape: tuple[int, ...], key: int = 1, start: Sequence[int] = (0, 0, 0)) -> NDArray[Any]:
+    """Return white noise of deviation 1."""
+    block = np.zeros(shape)
+    add_noise(block, np.array(start), np.uint64(key), 1.0)
+    return block
+
+
+def test_noise_is_white_and_gaussian() -> None:
+    values = noise((40, 100, 100))
+    assert stats.kstest(values.ravel(), "norm").pvalue > 0.01
+    # The kurtosis tells of the tails: 3 / 400,000 voxels are beyond 4.5 sigmas.
+    assert stats.kurtosis(values.ravel()) == pytest.approx(0, abs=0.03)
+    assert (np.abs(values) > 4).sum() == pytest.approx(400_000 * 2 * stats.norm.sf(4), abs=15)
+    power = np.abs(np.fft.rfftn(values)) ** 2 / values.size
+    assert stats.kstest(power[1:-1, 1:-1, 1:-1].ravel(), "expon").pvalue > 0.01
+
+
+@pytest.mark.parametrize("other", [2, 1 + 2**63, 1 + 0x9E3779B97F4A7C15])
+def test_noise_of_other_keys_is_independent(other: int) -> None:
+    # The last key is the first one's, a voxel further, in what each voxel counts by.
+    one, two = noise((20, 100, 100)), noise((20, 100, 100), other % 2**64)
+    for shift in (-1, 0, 1):
+        assert abs(np.corrcoef(one.ravel(), np.roll(two, shift, axis=2).ravel())[0, 1]) < 0.008
+
+
+def test_noise_does_not_depend_on_the_block() -> None:
+    whole = noise((6, 7, 8), start=(100, 2**20, 2721))
+    part = noise((2, 3, 1), start=(103, 2**20 + 4, 2723))
+    assert (part == whole[3:5, 4:7, 2:3]).all()

@@ -70,6 +70,23 @@ class GaussianBumps:
             result[i : i + _BATCH] = np.einsum("kd,nke->nde", self.amplitudes, slope)
         return result + self.matrix
 
+    def bounds(self, low: ArrayLike, high: ArrayLike) -> tuple[NDArray[np.float64], ...]:
+        """Return a box (two corners) that holds what the map makes of a box."""
+        box = np.array([low, high], dtype=np.float64)
+        moved = _corners(box) @ self.matrix.T + self.offset
+        # Each bump is highest at the box's nearest point to its centre and lowest at its farthest.
+        near = np.clip(self.centres, *box) - self.centres
+        far = np.abs(box[:, None] - self.centres).max(axis=0)
+        weights = np.exp(
+            -0.5 * (np.stack([near, far]) ** 2).sum(axis=-1, keepdims=True)
+            / self.widths[:, None] ** 2
+        )  # fmt: skip
+        pushes = weights * self.amplitudes
+        return (
+            moved.min(axis=0) + pushes.min(axis=0).sum(axis=0),
+            moved.max(axis=0) + pushes.max(axis=0).sum(axis=0),
+        )
+
     def inverse(self, points: ArrayLike) -> NDArray[np.float64]:
         """Return the (N, D) points that the map sends to these; NaN where none is found."""
         array = np.asarray(points, dtype=np.float64)
@@ -109,32 +126,43 @@ class PolynomialField:
 
     def basis(self, points: ArrayLike) -> NDArray[np.float64]:
         """Return the (N, 6) polynomials at (N, 3) voxel indices."""
-        z, y, x = (np.asarray(points, dtype=np.float64) * self._scale - self._shift).T
+        z, y, x = (np.asarray(points, dtype=np.float64) * self.scale - self.shift).T
         return np.stack([np.ones_like(x), x, y, z, x * y, y * z], axis=-1)
 
     def jacobian(self, points: ArrayLike) -> NDArray[np.float64]:
         """Return the (N, 3, 3) derivatives at (N, 3) voxel indices."""
-        z, y, x = (np.asarray(points, dtype=np.float64) * self._scale - self._shift).T
+        z, y, x = (np.asarray(points, dtype=np.float64) * self.scale - self.shift).T
         zero, one = np.zeros_like(x), np.ones_like(x)
         slopes = np.stack(
             [
-                np.stack([zero, zero, zero, one, zero, y], axis=-1) * self._scale[0],
-                np.stack([zero, zero, one, zero, x, z], axis=-1) * self._scale[1],
-                np.stack([zero, one, zero, zero, y, zero], axis=-1) * self._scale[2],
+                np.stack([zero, zero, zero, one, zero, y], axis=-1) * self.scale[0],
+                np.stack([zero, zero, one, zero, x, z], axis=-1) * self.scale[1],
+                np.stack([zero, one, zero, zero, y, zero], axis=-1) * self.scale[2],
             ],
             axis=-1,
         )
         return np.asarray(np.eye(3) + np.einsum("dj,nje->nde", self.coefficients, slopes))
 
+    def bounds(self, low: ArrayLike, high: ArrayLike) -> tuple[NDArray[np.float64], ...]:
+        """Return the smallest box (two corners) that holds what the map makes of a box."""
+        # The map is linear in each coordinate: its largest and smallest values are at corners.
+        moved = self(_corners(np.array([low, high], dtype=np.float64)))
+        return moved.min(axis=0), moved.max(axis=0)
+
     @property
-    def _scale(self) -> NDArray[np.float64]:
+    def scale(self) -> NDArray[np.float64]:
         """What an index is multiplied by to span two over the volume."""
         return np.array([2 / (n - 1) if n > 1 else 0.0 for n in self.shape])
 
     @property
-    def _shift(self) -> NDArray[np.float64]:
+    def shift(self) -> NDArray[np.float64]:
         """What is subtracted then."""
         return np.array([1.0 if n > 1 else 0.0 for n in self.shape])
+
+
+def _corners(box: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the (2^D, D) corners of a box, given as (2, D)."""
+    return np.stack(np.meshgrid(*box.T), axis=-1).reshape(-1, box.shape[1])
 
 
 def invert(
@@ -168,9 +196,8 @@ def invert(
         todo = np.flatnonzero((distance > tolerance) & (damping > 1e-4))
         if todo.size == 0:
             break
-        # The pseudo-inverse takes a finite step even where the map is singular.
-        step = np.linalg.pinv(deformation.jacobian(points[todo])) @ residual[todo, :, None]
-        trial = points[todo] - damping[todo, None] * step[..., 0]
+        step = _newton_step(deformation.jacobian(points[todo]), residual[todo])
+        trial = points[todo] - damping[todo, None] * step
         trial_residual = deformation(trial) - targets[todo]
         trial_distance = np.linalg.norm(trial_residual, axis=1)
         closer = trial_distance < distance[todo]
@@ -180,3 +207,15 @@ def invert(
         damping[todo] = np.where(closer, np.minimum(1.0, 2 * damping[todo]), damping[todo] / 2)
     points[distance > tolerance] = np.nan
     return points
+
+
+def _newton_step(
+    jacobian: NDArray[np.float64], residual: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return (N, D) solutions of N equations; of those that are singular, the shortest ones."""
+    size = np.linalg.norm(jacobian, axis=(1, 2)) ** jacobian.shape[1]
+    regular = np.abs(np.linalg.det(jacobian)) > 1e-12 * size
+    step = np.empty_like(residual)
+    step[regular] = np.linalg.solve(jacobian[regular], residual[regular, :, None])[..., 0]
+    step[~regular] = (np.linalg.pinv(jacobian[~regular]) @ residual[~regular, :, None])[..., 0]
+    return step

@@ -12,13 +12,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from tilereg.errors import InputError
 from tilereg.grid import Grid
-from tilereg.kernels.rendering import add_gaussians
+from tilereg.kernels.rendering import add_gaussians, add_noise
 from tilereg.windows import Window, iter_windows
 
-__all__ = ["CUT", "SyntheticVolume", "render_spots"]
+__all__ = ["CUT", "SyntheticVolume", "check_window", "render_spots"]
 
 CUT = 5.0  # sigmas from its centre at which a spot ends; 4e-6 of its height is left there
-_NOISE_TILE = {2: (256, 256), 3: (32, 64, 64)}  # voxels drawn from one random stream
+_BLOCK = {2: (1024, 1024), 3: (32, 128, 256)}  # voxels that are computed at once
 
 
 def render_spots(
@@ -54,11 +54,11 @@ def render_spots(
             f"{sigma.tolist()} voxels. Each spot needs one amplitude, and sigma must be > 0."
         )
     block = np.zeros(window.shape)
-    # A 2D image is a volume of one plane, in which every spot is centred.
-    plane = (0,) * (3 - ndim)
+    volume, start = _as_volume(block, window)
+    # In the plane that a 2D image is, every spot is centred.
     add_gaussians(
-        block.reshape((1,) * (3 - ndim) + block.shape),
-        np.array(plane + window.start, dtype=np.int64),
+        volume,
+        start,
         np.ascontiguousarray(np.hstack([np.zeros((len(positions), 3 - ndim)), positions])),
         heights,
         np.concatenate([np.ones(3 - ndim), sigma]),
@@ -68,24 +68,13 @@ def render_spots(
     return block
 
 
-def _noise(seed: Sequence[int], window: Window) -> NDArray[np.float32]:
-    """Return white noise of deviation 1; a voxel's value does not depend on the window.
-
-    Space is cut into fixed tiles, and each has a random stream of its own.
-    """
-    shape = _NOISE_TILE[window.ndim]
-    noise = np.empty(window.shape, dtype=np.float32)
-    first = [a // n for a, n in zip(window.start, shape, strict=True)]
-    counts = [-(-b // n) - a for a, b, n in zip(first, window.stop, shape, strict=True)]
-    for unit in iter_windows(counts, (1,) * window.ndim):
-        index = tuple(a + i for a, i in zip(first, unit.index, strict=True))
-        corner = tuple(i * n for i, n in zip(index, shape, strict=True))
-        tile = Window.whole(shape).shift(corner)
-        part = tile.intersect(window)
-        stream = np.random.default_rng(np.random.SeedSequence(list(seed), spawn_key=index))
-        values = stream.standard_normal(shape, dtype=np.float32)
-        noise[part.relative_to(window).slices] = values[part.relative_to(tile).slices]
-    return noise
+def _as_volume(
+    block: NDArray[np.float64], window: Window
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return a view of a block with three axes, and the index of its first voxel."""
+    missing = 3 - window.ndim
+    start = np.array((0,) * missing + window.start, dtype=np.int64)
+    return block.reshape((1,) * missing + block.shape), start
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -109,6 +98,8 @@ class SyntheticVolume:
         Names the noise.
     dtype : dtype
         An integer type; values are rounded and clipped.
+    truncated : bool
+        Whether values are rounded down, not to the nearest.
     """
 
     grid: Grid
@@ -120,6 +111,7 @@ class SyntheticVolume:
     noise: float = 20.0
     seed: tuple[int, ...] = (0,)
     dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype(np.uint16))
+    truncated: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -133,13 +125,21 @@ class SyntheticVolume:
         order = np.argsort(self.positions_index[:, axis], kind="stable")
         return axis, self.positions_index[order], self.amplitudes[order]
 
+    @cached_property
+    def _key(self) -> np.uint64:
+        """What names the noise in the kernel."""
+        return np.uint64(np.random.SeedSequence(list(self.seed)).generate_state(1, np.uint64)[0])
+
     def read(self, window: Window) -> NDArray[Any]:
         """Compute the voxels of a window, which lies inside the volume."""
-        if window.is_empty or window.clip(self.shape) != window:
-            raise InputError(
-                f"Cannot read {window.start}..{window.stop} of a volume of shape {self.shape}. "
-                "The window must hold voxels and lie inside the volume."
-            )
+        check_window(window, self.shape)
+        values = np.empty(window.shape, dtype=self.dtype)
+        for unit in iter_windows(window.shape, _BLOCK[window.ndim]):
+            values[unit.window.slices] = self._read_block(unit.window.shift(window.start))
+        return values
+
+    def _read_block(self, window: Window) -> NDArray[np.float64]:
+        """Return the voxels of a window, whole numbers within the range of the type."""
         axis, positions, amplitudes = self._sorted
         reach = CUT * self.sigma_voxels[axis] + 1
         near = slice(
@@ -149,12 +149,17 @@ class SyntheticVolume:
         )
         block = render_spots(positions[near], amplitudes[near], self.sigma_voxels, window)
         block += self._background(window)
-        block += self.noise * _noise(self.seed, window).astype(np.float64)
+        if self.noise > 0:
+            volume, start = _as_volume(block, window)
+            add_noise(volume, start, self._key, self.noise)
+        (np.floor if self.truncated else np.rint)(block, out=block)
         limits = np.iinfo(self.dtype)
-        return np.clip(np.rint(block), limits.min, limits.max).astype(self.dtype)
+        return np.clip(block, limits.min, limits.max, out=block)
 
     def _background(self, window: Window) -> NDArray[np.float64]:
         """Return the background of a window, to be broadcast."""
+        if self.gradient == 0:
+            return np.array(self.background)
         slope = self.gradient / len(self.shape)
         total = np.array(1.0)
         for axis, n in enumerate(self.shape):
@@ -162,3 +167,12 @@ class SyntheticVolume:
             shape = tuple(-1 if a == axis else 1 for a in range(len(self.shape)))
             total = total + slope * place.reshape(shape)
         return np.asarray(self.background * total)
+
+
+def check_window(window: Window, shape: Sequence[int]) -> None:
+    """Raise unless a window holds voxels and lies inside a volume."""
+    if window.is_empty or window.clip(shape) != window:
+        raise InputError(
+            f"Cannot read {window.start}..{window.stop} of a volume of shape {tuple(shape)}. "
+            "The window must hold voxels and lie inside the volume."
+        )

@@ -1,26 +1,31 @@
 """Synthetic rounds with a known deformation.
 
 `demo_rounds` makes two rounds of fluorescent spots of any size, voxel by voxel on demand.
-`benchmark_pair` makes the volumes of a published benchmark of intensity-based registration,
-from its definitions.
+`benchmark_pair` makes the volumes of a published benchmark of intensity-based registration
+from its definitions, and harder variants of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import ndimage
-from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
-from tilereg.deformations import Deformation, GaussianBumps, PolynomialField, invert
+from tilereg.benchmark_fields import BENCHMARK_FIELDS, FieldPreset, benchmark_field
+from tilereg.benchmark_pairs import (
+    BENCHMARK_VOLUMES,
+    BenchmarkPair,
+    benchmark_pair,
+)
+from tilereg.benchmark_variants import BenchmarkVariant
+from tilereg.deformations import GaussianBumps
 from tilereg.errors import InputError
 from tilereg.grid import Grid
+from tilereg.pulling import PulledVolume, PullMap
 from tilereg.rendering import CUT, SyntheticVolume, render_spots
 from tilereg.windows import Window
 
@@ -28,6 +33,10 @@ __all__ = [
     "BENCHMARK_FIELDS",
     "BENCHMARK_VOLUMES",
     "BenchmarkPair",
+    "BenchmarkVariant",
+    "FieldPreset",
+    "PullMap",
+    "PulledVolume",
     "SyntheticRounds",
     "SyntheticVolume",
     "benchmark_field",
@@ -219,153 +228,3 @@ def _scatter(
     high = np.maximum(reached.max(axis=0), fixed.bounds[1]) + rim
     count = round(num_spots * float(np.prod((high - low) / np.asarray(fixed.extent))))
     return rng.uniform(low, high, size=(count, fixed.ndim))
-
-
-BENCHMARK_VOLUMES: dict[str, tuple[tuple[int, int, int], int]] = {
-    "tiny": ((8, 128, 128), 10),
-    "small": ((16, 256, 256), 50),
-    "medium": ((32, 512, 512), 400),
-    "large": ((30, 1024, 1024), 1500),
-    "xlarge": ((30, 1496, 1496), 3400),
-    "tissue": ((30, 3072, 3072), 14_000),
-    "thick_medium": ((100, 1024, 1024), 5200),
-    "thick_large": ((200, 2722, 2722), 74_000),
-}
-"""Shape and number of spots of each size."""
-
-
-@dataclass(frozen=True)
-class _FieldPreset:
-    """A deformation of the benchmark; lengths are shares of the shorter of Y and X."""
-
-    size: float
-    cap: float  # voxels, the largest size
-    width: float = 0.0
-    num_bumps: int = 0  # none: a polynomial
-
-
-BENCHMARK_FIELDS: dict[str, _FieldPreset] = {
-    "polynomial_small": _FieldPreset(0.03, 15.0),
-    "polynomial_large": _FieldPreset(0.06, 30.0),
-    "gaussian_small": _FieldPreset(0.03, 15.0, 0.06, 1),
-    "gaussian_large": _FieldPreset(0.06, 30.0, 0.10, 1),
-    "multi_point": _FieldPreset(0.04, 20.0, 0.05, 4),
-}
-"""Definition of each deformation."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class BenchmarkPair:
-    """Two volumes of the benchmark; voxels are the unit of length."""
-
-    reference: NDArray[np.uint8]
-    """The fixed volume."""
-    moving: NDArray[np.uint8]
-    """The moving volume: the reference at ``pull(index)``, zero outside."""
-    spots: NDArray[np.float64]
-    """(N, 3) centres of the spots in the reference."""
-    pull: Deformation
-    """Where a voxel of the moving volume comes from: ``x + d(x)``, moving to reference."""
-
-    def true_map(self, points: ArrayLike) -> NDArray[np.float64]:
-        """Map (N, 3) points reference to moving: the inverse of `pull`.
-
-        NaN where nothing of the moving volume's surroundings comes from there. Where `pull`
-        folds, the result is one of several.
-        """
-        targets = np.asarray(points, dtype=np.float64)
-        steps = [np.linspace(-0.25 * n, 1.25 * n, min(n, 48)) for n in self.moving.shape]
-        places = np.stack(np.meshgrid(*steps, indexing="ij"), axis=-1).reshape(-1, 3)
-        nearest = cKDTree(self.pull(places)).query(targets)[1]
-        return invert(self.pull, targets, places[nearest])
-
-    def visible(self, points: ArrayLike) -> NDArray[np.bool_]:
-        """Tell which (N, 3) points of the reference lie inside the moving volume as well."""
-        found = self.true_map(points)
-        return np.asarray(((found >= 0) & (found <= np.array(self.moving.shape) - 1)).all(axis=1))
-
-
-def benchmark_field(name: str, shape: Sequence[int], seed: int) -> Deformation:
-    """Return the pull map ``x + d(x)`` of the benchmark, moving to reference, in voxels.
-
-    Parameters
-    ----------
-    name : str
-        One of `BENCHMARK_FIELDS`.
-    shape : (3,) ints
-    seed : int
-    """
-    if name not in BENCHMARK_FIELDS:
-        raise InputError(f"Unknown deformation '{name}'. Known: {', '.join(BENCHMARK_FIELDS)}.")
-    preset = BENCHMARK_FIELDS[name]
-    rng = np.random.default_rng(seed)
-    shortest = min(shape[-2:])
-    size = min(preset.size * shortest, preset.cap)
-    corners = np.array(list(product(*[(0, n - 1) for n in shape])), dtype=np.float64)
-    if preset.num_bumps == 0:
-        raw = PolynomialField(rng.uniform(-1, 1, size=(3, 6)), tuple(shape))
-        # The polynomials are linear in each coordinate: the largest value is at a corner.
-        largest = np.abs(raw(corners) - corners).max(axis=0)
-        return PolynomialField(raw.coefficients * (size / largest)[:, None], tuple(shape))
-    directions = rng.normal(size=(preset.num_bumps, 3))
-    normalised = rng.uniform(-0.7, 0.7, size=(preset.num_bumps, 3))
-    return GaussianBumps(
-        matrix=np.eye(3),
-        offset=np.zeros(3),
-        centres=(normalised + 1) / 2 * corners[-1],
-        amplitudes=size * directions / np.linalg.norm(directions, axis=1, keepdims=True),
-        widths=np.full(preset.num_bumps, preset.width * shortest),
-    )
-
-
-def benchmark_pair(
-    volume: str = "medium",
-    field: str = "polynomial_small",
-    seed: int = 0,
-    *,
-    density: float = 1.0,
-    subpixel: bool = False,
-) -> BenchmarkPair:
-    """Make a pair of volumes of the benchmark.
-
-    Parameters
-    ----------
-    volume, field : str
-        A size of `BENCHMARK_VOLUMES` and a deformation of `BENCHMARK_FIELDS`.
-    seed : int
-        Seed of the spots, the noise and the deformation.
-    density : float
-        Factor on the number of spots.
-    subpixel : bool
-        Whether the spots lie between voxels; the original has them at voxels.
-
-    Notes
-    -----
-    Memory is two bytes a voxel, and some hundred bytes for each voxel of one plane.
-    """
-    if volume not in BENCHMARK_VOLUMES:
-        raise InputError(f"Unknown volume '{volume}'. Known: {', '.join(BENCHMARK_VOLUMES)}.")
-    shape, num_spots = BENCHMARK_VOLUMES[volume]
-    pull = benchmark_field(field, shape, seed)
-    rng = np.random.default_rng([seed, 1])
-    margin = np.array([2, 5, 5])
-    count = max(1, round(density * num_spots))
-    spots = rng.integers(margin, np.array(shape) - margin, size=(count, 3)).astype(np.float64)
-    if subpixel:
-        spots += rng.uniform(-0.5, 0.5, size=spots.shape)
-    amplitudes = rng.integers(180, 221, size=count)
-    reference = np.empty(shape, dtype=np.uint8)
-    for z in range(shape[0]):
-        window = Window((z, 0, 0), (z + 1, *shape[1:]))
-        plane = render_spots(spots, amplitudes, 1.5, window)
-        plane += rng.normal(20, 5, size=plane.shape) + rng.normal(0, 5, size=plane.shape)
-        reference[window.slices] = np.clip(plane, 0, 255).astype(np.uint8)
-    moving = np.empty_like(reference)
-    plane_index = np.moveaxis(np.indices((1, *shape[1:])), 0, -1).reshape(-1, 3)
-    for z in range(shape[0]):
-        coordinates = pull(plane_index + np.array([z, 0, 0])).T
-        values = ndimage.map_coordinates(
-            reference, coordinates, output=np.float64, order=1, cval=0.0
-        )
-        moving[z] = np.rint(values).astype(np.uint8).reshape(shape[1:])
-    return BenchmarkPair(reference=reference, moving=moving, spots=spots, pull=pull)

@@ -108,10 +108,12 @@ class Coarse:
     def allows(self, affine: Affine, *, one_to_one: bool = False) -> bool:
         """Whether a map that was fitted from here on stretches no axis much more than this.
 
-        More is believed where nearly all spots with a partner have one of their own.
+        Nor may it be a mirror image. More is believed where nearly all spots with a partner
+        have one of their own.
         """
         most = _MOST_PAIRED_STRETCH if one_to_one else _MOST_STRETCH
-        return affine.compose(self.affine.inverse).stretch <= most
+        change = affine.compose(self.affine.inverse)
+        return bool(np.linalg.det(change.matrix) > 0) and change.stretch <= most
 
 
 def find_pose(fixed: Floats, moving: Floats, *, max_rotation: float = 180.0) -> Coarse:

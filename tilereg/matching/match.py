@@ -261,7 +261,7 @@ class _Matcher:
             f"(log10 of its probability {evidence:.1f})."
         )
         if not is_sound:
-            message = f"The fitted map collapses the spots onto few others. {message}"
+            message = f"The fitted map collapses the spots or mirrors them. {message}"
         return Match(
             transform=transform,
             correspondences=pairs,

@@ -82,7 +82,8 @@ class Match:
     model : str
         'translation', 'rigid', 'affine' or 'field'.
     beta : float, micrometre
-        Coherence width of the field, NaN for the other models.
+        Coherence width of the field; NaN for the other models, and where a region had to be
+        grown into, whose field is a thin-plate spline.
     spacing : float, micrometre
         Mean distance of nearest neighbours of the fixed spots.
     details : dict
@@ -244,7 +245,8 @@ class _Matcher:
             affine, field = self._simple(chosen.model, pose.affine, first), None
         inner = Transform(affine, field)
         sigma = self._sigma(inner, result.sigma)
-        extended = self._extend(inner, sigma)
+        # Few spots judge themselves, and a width that was asked for is kept.
+        extended = self._extend(inner, sigma) if self.held.any() and self.beta is None else None
         if extended is not None:
             inner, affine, field = extended, extended.affine, extended.field
             sigma = self._sigma(inner, max(sigma, _WIDE_SIGMA), unseen=True)
@@ -272,8 +274,10 @@ class _Matcher:
             share_chance=chance,
             residual_sigma=sigma * unit.scale,
             w=result.w,
-            model=chosen.model,
-            beta=chosen.prior.beta * unit.scale if chosen.model == "field" else math.nan,
+            model=chosen.model if extended is None else "field",
+            beta=chosen.prior.beta * unit.scale
+            if chosen.model == "field" and extended is None
+            else math.nan,
             spacing=unit.scale,
             details={
                 "pose": {
@@ -284,6 +288,7 @@ class _Matcher:
                 },
                 "losses_um": {k: v * unit.scale for k, v in chosen.losses.items()},
                 "iterations": [len(first.steps), len(result.steps)],
+                "grown": extended is not None,
             },
         )
 
@@ -358,9 +363,8 @@ class _Matcher:
         return extended
 
     def _misses(self, map_: Transform) -> float:
-        """Return the mean logarithm of how far spots are from a partner, at most a spacing."""
-        judged = self.fixed[self.held] if self.held.any() else self.fixed
-        distance = cKDTree(self.moving).query(map_(judged))[0]
+        """Return the mean logarithm of how far held-out spots miss a partner, at most a spacing."""
+        distance = cKDTree(self.moving).query(map_(self.fixed[self.held]))[0]
         return float(np.log(np.minimum(distance, 1.0) + _EXACT).mean())
 
     def _simple(self, model: str, affine: Affine, found: Drift) -> Affine:

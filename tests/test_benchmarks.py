@@ -12,16 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tilereg.synthetic import BenchmarkVariant
-
-ROOT = Path(__file__).parents[1]
-
 from benchmarks import hard, judge, methods, results_files, running, splines, summaries
 from benchmarks.__main__ import main, parse
 from benchmarks.cases import Case, Detections, Truth, describe_detections
 from benchmarks.methods.scene import Scene
 from benchmarks.worker import WARM_UP, Job, Reply, registered_image
+from tilereg.synthetic import BenchmarkVariant
 
+ROOT = Path(__file__).parents[1]
 SMALL = Case(volume=((16, 96, 96), 70), field="polynomial_small", seed=1)
 
 

@@ -16,6 +16,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import solveh_banded
+from threadpoolctl import ThreadpoolController
 
 from tilereg.kernels import lattice as kernels
 from tilereg.lattice import Lattice, NormalEquations
@@ -168,6 +169,12 @@ def _band_work(lattice: Lattice) -> float:
     return float(lattice.size) * (3.0 * n[0] * n[1]) ** 2
 
 
+@lru_cache(maxsize=1)
+def _blas() -> ThreadpoolController:
+    """Return the control of the linear algebra's threads."""
+    return ThreadpoolController()
+
+
 def _solve_banded(matrix: Floats, right: Floats) -> Floats:
     """Solve a stencil system by banded Cholesky, the longest axis outermost."""
     order = tuple(np.argsort(right.shape[:3], kind="stable")[::-1])
@@ -184,7 +191,11 @@ def _solve_banded(matrix: Floats, right: Floats) -> Floats:
     for offset, values in bands.items():
         table[offset, : num - offset] = values
     turned_right = right.transpose(*order, 3).reshape(num, -1)
-    solved = solveh_banded(table, turned_right, lower=True, overwrite_ab=True, check_finite=False)
+    # Bands this narrow gain nothing from threads, which would wait for each other in busy loops.
+    with _blas().limit(limits=1, user_api="blas"):
+        solved = solveh_banded(
+            table, turned_right, lower=True, overwrite_ab=True, check_finite=False
+        )
     back = np.argsort(order)
     return np.ascontiguousarray(solved.reshape(*nodes, -1).transpose(*back, 3))
 

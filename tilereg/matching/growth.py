@@ -66,9 +66,9 @@ class Growth:
     by_chance: float
 
     def is_gain_over(self, num_known: int) -> bool:
-        """Whether chance explains no more than a third of what was added."""
+        """Whether chance explains no more than a fifth of what was added."""
         added = len(self.fixed_rows) - num_known
-        least = max(_FEWEST, _LEAST_SHARE * num_known, 3.0 * self.by_chance)
+        least = max(_FEWEST, _LEAST_SHARE * num_known, 5.0 * self.by_chance)
         return added >= least
 
 

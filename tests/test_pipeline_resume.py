@@ -124,7 +124,7 @@ def test_a_killed_run_goes_on(flat_pair: tuple[str, str], whole: Run, tmp_path: 
         (pipeline, "write_transform", 0),
         (registered, "begin_image", 0),
         (volume, "_warp_unit", 70),
-        (volume, "_downsample_unit", 28),
+        (volume, "_downsample_unit", 32),
         (pipeline, "correlation", 0),
     ],
 )

@@ -17,8 +17,14 @@ import psutil
 
 ROOT = Path(__file__).parents[1]
 
-_LINES = 400
-"""Points of a kept timeline, at most."""
+_POINTS = 400
+"""Of a kept timeline, at most."""
+
+_POLL = 0.02
+"""Seconds between two questions whether a command has ended."""
+
+_REST = 20.0
+"""How much longer than a look the wait after it is, at least: looking takes time from the work."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +45,7 @@ class CommandCost:
     """Through the system calls of reading, the disk's cache included; None where not known."""
     written_bytes: int
     interval: float
-    """Seconds between two looks: what comes and goes between them is not seen."""
+    """Mean seconds between two looks: what comes and goes between them is not seen."""
     timeline: list[tuple[float, int]]
     """Seconds since the start, and bytes of all processes."""
 
@@ -65,9 +71,30 @@ class _Watcher:
     timeline: list[tuple[float, int]] = field(default_factory=list)
     traffic: dict[int, tuple[int, int]] = field(default_factory=dict)
 
+    def follow(
+        self, process: subprocess.Popen[bytes], interval: float, limit: float | None
+    ) -> float:
+        """Look until a process has ended; return its CPU seconds and those of its children."""
+        cpu_seconds = None
+        try:
+            while cpu_seconds is None:
+                begun = time.perf_counter()
+                if limit is not None and begun - self.start > limit:
+                    raise CommandError(f"Stopped after {limit:.0f} s: {process.args!r}")
+                self.look()
+                took = time.perf_counter() - begun
+                due = begun + max(interval, _REST * took)
+                while cpu_seconds is None and time.perf_counter() < due:
+                    time.sleep(_POLL)
+                    cpu_seconds = _ended(process)
+        finally:
+            if cpu_seconds is None:
+                _end(process)
+        return cpu_seconds
+
     def look(self) -> None:
         """Add one look."""
-        held, rss = [], 0
+        seconds, held, rss = time.perf_counter() - self.start, [], 0
         with suppress(psutil.NoSuchProcess):
             for process in [self.root, *self.root.children(recursive=True)]:
                 with suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
@@ -78,7 +105,7 @@ class _Watcher:
         self.peak_rss = max(self.peak_rss, rss)
         if sum(held) > self.peak:
             self.peak, self.at_peak = sum(held), held
-        self.timeline.append((time.perf_counter() - self.start, sum(held)))
+        self.timeline.append((seconds, sum(held)))
 
     def _memory(self, process: psutil.Process) -> tuple[int, int]:
         """Return the proportional and the resident memory of a process."""
@@ -93,13 +120,15 @@ class _Watcher:
 
     def _count_traffic(self, process: psutil.Process) -> None:
         """Note how much a process has read and written so far."""
-        counters = process.io_counters() if hasattr(process, "io_counters") else None
+        if not hasattr(process, "io_counters"):
+            return
+        counters = process.io_counters()
         if hasattr(counters, "read_chars"):
             self.traffic[process.pid] = (counters.read_chars, counters.write_chars)
 
     def thinned(self) -> list[tuple[float, int]]:
         """Return the timeline in few points, each the largest of its neighbours."""
-        step = -(-len(self.timeline) // _LINES)
+        step = -(-len(self.timeline) // _POINTS)
         parts = [self.timeline[i : i + step] for i in range(0, len(self.timeline), step)]
         return [(round(part[0][0], 2), max(size for _, size in part)) for part in parts]
 
@@ -123,7 +152,7 @@ def run_command(
     folder : Path, optional
         Where the command runs. Default: here.
     interval : float, seconds
-        Between two looks at its memory.
+        Between two looks at its memory, at least; looking takes a twentieth of the time at most.
     time_limit : float, seconds, optional
         After which it is ended, with all that it started.
 
@@ -135,27 +164,16 @@ def run_command(
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **(environment or {})}
     with tempfile.TemporaryFile("w+") as said:
-        start = time.perf_counter()
         process = subprocess.Popen(
             list(command), env=variables, cwd=folder, stdout=said, stderr=subprocess.STDOUT
         )
-        watcher = _Watcher(root=psutil.Process(process.pid), start=start)
-        cpu_seconds = None
-        try:
-            while cpu_seconds is None:
-                watcher.look()
-                if time_limit is not None and time.perf_counter() - start > time_limit:
-                    raise CommandError(f"Stopped after {time_limit:.0f} s: {_shown(command)}")
-                time.sleep(interval)
-                cpu_seconds = _ended(process)
-        finally:
-            if cpu_seconds is None:
-                _end(process)
-        seconds = time.perf_counter() - start
+        watcher = _Watcher(root=psutil.Process(process.pid), start=time.perf_counter())
+        cpu_seconds = watcher.follow(process, interval, time_limit)
+        seconds = time.perf_counter() - watcher.start
         if process.returncode:
             said.seek(0)
             lines = said.read().strip().splitlines()[-12:]
-            raise CommandError("\n".join([f"Failed: {_shown(command)}", *lines]))
+            raise CommandError("\n".join([f"Failed: {' '.join(command)}", *lines]))
     return CommandCost(
         seconds=seconds,
         cpu_seconds=cpu_seconds,
@@ -165,7 +183,7 @@ def run_command(
         processes_at_peak=watcher.at_peak,
         read_bytes=sum(read for read, _ in watcher.traffic.values()),
         written_bytes=sum(written for _, written in watcher.traffic.values()),
-        interval=interval,
+        interval=seconds / len(watcher.timeline),
         timeline=watcher.thinned(),
     )
 
@@ -192,11 +210,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
                 child.kill()
     process.kill()
     process.wait()
-
-
-def _shown(command: Sequence[str]) -> str:
-    """Return a command in one line."""
-    return " ".join(command)
 
 
 def folder_bytes(folder: Path) -> int:

@@ -92,13 +92,13 @@ def measure(name: str, volume: Volume) -> dict[str, Any]:
 
 def write_pair(pair: BenchmarkPair, folder: Path) -> None:
     """Write both rounds chunk by chunk; nothing larger than a few chunks is held."""
-    for name, volume in zip(_ROUNDS, (pair.reference_volume, pair.moving_volume), strict=True):
+    for name, read in zip(_ROUNDS, (pair.read_reference, pair.read_moving), strict=True):
         writer = create_image(
-            folder / name, grid=volume.grid, dtype=volume.dtype, name=name.split(".")[0]
+            folder / name, grid=pair.grid, dtype=np.uint8, name=name.split(".")[0]
         )
         size = np.multiply(writer.unit_shape(), _WRITTEN)
-        for unit in iter_windows(volume.shape, [int(n) for n in size]):
-            writer.write(unit.window, volume.read(unit.window))
+        for unit in iter_windows(pair.grid.shape, [int(n) for n in size]):
+            writer.write(unit.window, read(unit.window))
         for level in range(1, len(writer.level_grids)):
             for unit in writer.units(level):
                 writer.downsample(level, unit.window)

@@ -46,7 +46,7 @@ _GROWTHS = 5
 _MOST_REFITTED = 1000
 # An error of so many spacings is as good as none.
 _EXACT = 0.02
-_LEAST_GAIN, _MOST_LOSS = 0.1, 0.5
+_LEAST_FOUND, _CLOSER = 0.005, 0.1
 # Share of the spots with a partner that have one of their own, where no map has collapsed.
 _ONE_TO_ONE = 0.8
 # Where the search for the standard deviation of a pair begins after a growth.
@@ -356,16 +356,19 @@ class _Matcher:
             ).transform
             sigma = self._sigma(map_, max(sigma, _WIDE_SIGMA), unseen=True)
             misses = self._misses(map_)
-            # A growth speaks for itself, even if all the rest gets a little less exact.
-            if misses >= least + (_MOST_LOSS if is_gain else -_LEAST_GAIN):
+            # A growth finds what was lost, a better fit is closer to what was found.
+            if misses[0] >= least[0] - _LEAST_FOUND and (
+                is_gain or misses[1] >= least[1] - _CLOSER
+            ):
                 break
-            extended, least = map_, min(misses, least)
+            extended, least = map_, misses
         return extended
 
-    def _misses(self, map_: Transform) -> float:
-        """Return the mean logarithm of how far held-out spots miss a partner, at most a spacing."""
+    def _misses(self, map_: Transform) -> tuple[float, float]:
+        """Return by how much held-out spots miss a partner, at most a spacing: mean, mean log."""
         distance = cKDTree(self.moving).query(map_(self.fixed[self.held]))[0]
-        return float(np.log(np.minimum(distance, 1.0) + _EXACT).mean())
+        distance = np.minimum(distance, 1.0)
+        return float(distance.mean()), float(np.log(distance + _EXACT).mean())
 
     def _simple(self, model: str, affine: Affine, found: Drift) -> Affine:
         """Fit a rigid or affine model to the partners of a first drift, then to near pairs."""

@@ -21,7 +21,7 @@ from tilereg.points import check_points
 from tilereg.smoothing import Solution, ThinPlate
 from tilereg.transform import Affine, DisplacementField, Transform
 
-__all__ = ["FieldFit", "fit_field", "mean_spacing", "split_affine"]
+__all__ = ["FieldFit", "cover", "fit_field", "mean_spacing", "split_affine"]
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -125,7 +125,7 @@ def fit_field(
         points=(x - centre) / unit,
         targets=(y - centre) / unit,
         trust=trust / trust.max(),
-        lattice=_cover(
+        lattice=cover(
             (np.asarray(low) - centre) / unit,
             (np.asarray(high) - centre) / unit,
             _SPACINGS_A_NODE if spacing is None else spacing / unit,
@@ -259,7 +259,7 @@ def mean_spacing(points: Floats) -> float:
     return float(distance.mean())
 
 
-def _cover(low: Floats, high: Floats, spacing: float, most: int) -> Lattice:
+def cover(low: Floats, high: Floats, spacing: float, most: int) -> Lattice:
     """Return a lattice over a box with at most so many nodes."""
     lattice = Lattice.cover(low, high, spacing)
     while lattice.size > min(most, _MOST_NODES):

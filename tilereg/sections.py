@@ -174,11 +174,12 @@ class FieldSettings(Table):
     """How the field is fitted to the matches."""
 
     section: ClassVar[str] = "field"
-    model: Literal["auto", "coherent", "thin-plate"] = _setting(
+    model: Literal["auto", "coherent", "kriging", "thin-plate"] = _setting(
         "auto",
-        "'auto', 'coherent' or 'thin-plate'",
-        "The field of Coherent Point Drift itself, a robust thin-plate spline through the "
-        "matched pairs, or whichever predicts held-out pairs better.",
+        "'auto', 'coherent', 'kriging' or 'thin-plate'",
+        "The field of the matching itself, one through the matched pairs whose stiffness is chosen "
+        "by predicting each pair from the others (kriging), a robust thin-plate spline, or 'auto': "
+        "whichever of the first two predicts held-out pairs better.",
     )
     spacing: Positive | None = _setting(
         None,
@@ -193,10 +194,12 @@ class FieldSettings(Table):
 
     @model_validator(mode="after")
     def _check_model(self) -> Self:
-        if self.model == "coherent" and (self.spacing is not None or self.smoothing is not None):
+        if self.model in ("coherent", "kriging") and (
+            self.spacing is not None or self.smoothing is not None
+        ):
             raise ValueError(
-                "field.model = 'coherent' and field.spacing or field.smoothing contradict each "
-                "other. Both are of the thin-plate spline: leave them out, or the model."
+                f"field.model = '{self.model}' and field.spacing or field.smoothing contradict "
+                "each other. Both are of the thin-plate spline: leave them out, or the model."
             )
         return self
 

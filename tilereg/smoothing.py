@@ -244,9 +244,7 @@ def _apply(filters: tuple[Floats, ...], values: Floats, *, transpose: bool) -> F
         before, after = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
         shape[axis] = len(side)
         out = np.empty(shape)
-        kernels.filter_axis(
-            side, values.reshape(before, -1, after), out.reshape(before, -1, after)
-        )
+        kernels.filter_axis(side, values.reshape(before, -1, after), out.reshape(before, -1, after))
         values = out
     return values
 

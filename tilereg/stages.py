@@ -19,6 +19,7 @@ from tilereg.grid import Grid
 from tilereg.io.ome_zarr import OmeZarrImage, ZarrReader
 from tilereg.io.stores import Location
 from tilereg.io.transforms import read_affine
+from tilereg.kriging import fit_kriging
 from tilereg.lazy.detect import detect_volume
 from tilereg.matching import Match, match_spots
 from tilereg.points import Correspondences, Spots
@@ -296,7 +297,7 @@ class Fit:
 
 
 def fit_transform(match: Match, grid: Grid, settings: Settings) -> Fit:
-    """Choose between the field of the matching and a thin-plate spline through the pairs.
+    """Choose between the field of the matching and a new one through the pairs.
 
     The one that predicts the held-out pairs better is used, unless the settings name one.
     """
@@ -304,8 +305,8 @@ def fit_transform(match: Match, grid: Grid, settings: Settings) -> Fit:
     candidates = {"coherent": match.transform}
     asked = wanted.smoothing is not None or wanted.spacing is not None
     thin_plate = wanted.model == "thin-plate" or asked
-    if match.model == "field" and (thin_plate or wanted.model == "auto"):
-        kept = ~pairs.held_out
+    kept = ~pairs.held_out
+    if match.model == "field" and thin_plate:
         fit = fit_field(
             pairs.fixed[kept],
             pairs.moving[kept],
@@ -314,8 +315,11 @@ def fit_transform(match: Match, grid: Grid, settings: Settings) -> Fit:
             spacing=wanted.spacing,
             domain=grid.bounds,
         )
-        candidates["thin-plate"] = fit.transform
-        if thin_plate:
+        candidates = {"thin-plate": fit.transform}
+    elif match.model == "field" and wanted.model != "coherent" and kept.sum() > 2 * grid.ndim:
+        kriging = fit_kriging(pairs.fixed[kept], pairs.moving[kept], domain=grid.bounds)
+        candidates["kriging"] = kriging.transform
+        if wanted.model == "kriging":
             del candidates["coherent"]
     losses = {name: _held_out_rms(pairs, t) for name, t in candidates.items()}
     name = min(losses, key=lambda n: (losses[n], n))
@@ -332,10 +336,10 @@ def fit_transform(match: Match, grid: Grid, settings: Settings) -> Fit:
             f"warning: the field folds in {100 * folded:.2g} % of its cells; the registered image "
             "is not to be trusted there. Set match.beta to a larger width."
         )
-    if wanted.model == "thin-plate" and match.model != "field":
+    if wanted.model in ("thin-plate", "kriging") and match.model != "field":
         warnings.append(
             f"note: the held-out pairs are predicted best by a map that is {match.model} alone, so "
-            "no thin-plate spline was fitted"
+            f"no {wanted.model} field was fitted"
         )
     return Fit(transform, replace(pairs, residual=residual), description, warnings)
 

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
 from scipy.spatial import cKDTree
+from scipy.spatial.distance import cdist
 
 from tilereg.matching.clouds import steps_aside
 
-__all__ = ["Growth", "grow"]
+__all__ = ["Growth", "assign_rest", "grow"]
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -44,6 +46,9 @@ _ERROR_NEIGHBOURS = 6
 _CLEAR = 0.6
 # A pair that is off by this, and by so many times its neighbours' errors, is taken back.
 _TOLERATED, _CONTRADICTED, _ABSURD = 0.7, 8.0, 1.4
+# The rest is assigned where neither cloud has more spots left, within so many spacings.
+_MOST_LEFT, _REST_REACH = 3000, 1.5
+_MOST_RETURNS = 5
 # Added to the spline's system, in its own unit: pairs are not exact, slopes across a plane zero.
 _NOISE, _RIDGE = 0.02, 0.05
 
@@ -109,6 +114,41 @@ def grow(
             break
     rows = np.flatnonzero(partner >= 0)
     return Growth(rows, partner[rows], by_chance)
+
+
+def assign_rest(
+    fixed: Floats, moved: Floats, moving: Floats, ours: Rows, theirs: Rows, *, sigma: float = 0.0
+) -> Growth:
+    """Assign the spots that have no partner to each other, those left out that contradict.
+
+    Where nearly all spots have a partner, the few that are left over on both sides belong
+    together, even where the map is off by more than a spacing. Parameters and result are those
+    of `grow`; nothing is added where many are left.
+    """
+    rest = np.setdiff1d(np.arange(len(fixed)), ours), np.setdiff1d(np.arange(len(moving)), theirs)
+    if len(ours) < fixed.shape[1] + 2 or not 0 < max(map(len, rest)) <= _MOST_LEFT:
+        return Growth(ours, theirs, 0.0)
+    scene = _Scene(fixed, moved, moving, math.sqrt(fixed.shape[1]) * sigma, steps_aside(moving))
+    partner = np.full(len(fixed), -1, dtype=np.int64)
+    partner[ours] = theirs
+    rows, columns = _assigned(moved[rest[0]], moving[rest[1]])
+    added = rest[0][rows]
+    partner[added] = rest[1][columns]
+    for _ in range(_MOST_RETURNS):
+        left = added[partner[added] >= 0]
+        if len(left) == 0 or scene.take_back(partner, left) == 0:
+            break
+    by_chance = [len(_assigned(moved[rest[0]] + a, moving[rest[1]])[0]) for a in scene.aside]
+    every = np.flatnonzero(partner >= 0)
+    return Growth(every, partner[every], float(np.mean(by_chance)))
+
+
+def _assigned(ours: Floats, theirs: Floats) -> tuple[Rows, Rows]:
+    """Return rows of the assignment of least squared distance, a cost of not assigning."""
+    cost = np.minimum(cdist(ours, theirs, "sqeuclidean"), _REST_REACH**2)
+    rows, columns = linear_sum_assignment(cost)
+    near = cost[rows, columns] < _REST_REACH**2
+    return rows[near], columns[near]
 
 
 @dataclass(frozen=True)

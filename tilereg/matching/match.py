@@ -12,13 +12,14 @@ from scipy.spatial import cKDTree
 from scipy.stats import binom
 
 from tilereg.errors import InputError
-from tilereg.field import fit_field, split_affine
+from tilereg.field import split_affine
 from tilereg.lattice import Lattice
 from tilereg.matching.cells import CellList
 from tilereg.matching.clouds import Unit, canonical_order, num_distinct, steps_aside
 from tilereg.matching.coarse import Coarse, find_pose, pose_evidence
 from tilereg.matching.cpd import Drift, drift
-from tilereg.matching.growth import grow
+from tilereg.matching.extension import extend
+from tilereg.matching.pairing import GATE, mutual_neighbours, pair_sigma
 from tilereg.matching.selection import Selection, fit_simple, select_model
 from tilereg.matching.votes import count_votes, fit_votes
 from tilereg.points import Correspondences, Spots, check_points
@@ -37,21 +38,11 @@ _FEW = 60
 _FIRST = Coherent(16.0, 0.1)
 _VOTING = Coherent(16.0, 1.0)
 _MOST_HELD_OUT = 5000
-_GATE = 3.0
 _CERTAIN = -5.0
 _CERTAIN_OF_FEW = -3.5
 _VOTE_CELL = 2.5
-_GROWTHS = 5
-# So many pairs are fitted anew even where nothing grows.
-_MOST_REFITTED = 1000
-# An error of so many spacings is as good as none.
-_EXACT = 0.02
-_LEAST_FOUND, _CLOSER = 0.005, 0.1
 # Share of the spots with a partner that have one of their own, where no map has collapsed.
 _ONE_TO_ONE = 0.8
-# Where the search for the standard deviation of a pair begins after a growth.
-_WIDE_SIGMA = 0.1
-_ENOUGH_HELD = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +73,8 @@ class Match:
     model : str
         'translation', 'rigid', 'affine' or 'field'.
     beta : float, micrometre
-        Coherence width of the field; NaN for the other models, and where a region had to be
-        grown into, whose field is a thin-plate spline.
+        Coherence width of the field; infinite where it is a thin-plate spline, NaN for the other
+        models.
     spacing : float, micrometre
         Mean distance of nearest neighbours of the fixed spots.
     details : dict
@@ -244,12 +235,17 @@ class _Matcher:
         else:
             affine, field = self._simple(chosen.model, pose.affine, first), None
         inner = Transform(affine, field)
-        sigma = self._sigma(inner, result.sigma)
+        sigma = pair_sigma(inner(self.fixed), self.moving, result.sigma)
+        extension = None
         # Few spots judge themselves, and a width that was asked for is kept.
-        extended = self._extend(inner, sigma) if self.held.any() and self.beta is None else None
-        if extended is not None:
-            inner, affine, field = extended, extended.affine, extended.field
-            sigma = self._sigma(inner, max(sigma, _WIDE_SIGMA), unseen=True)
+        if self.held.any() and self.beta is None:
+            box = self.low, self.high
+            extension = extend(self.fixed, self.moving, self.held, inner, sigma, box)
+        if extension is not None:
+            inner = extension.transform
+            affine, field = inner.affine, inner.field
+            seen = pair_sigma(inner(self.fixed), self.moving, extension.sigma)
+            sigma = max(seen, extension.sigma)
         matched, chance, evidence = self._verdict(inner, sigma, chosen, pose)
         transform = unit.transform_out(affine, field)
         pairs = self._pairs(inner, sigma, transform, x, y)
@@ -259,7 +255,7 @@ class _Matcher:
         is_ok = evidence < certain and len(pairs) >= _FEWEST - 1 and is_sound
         message = (
             f"{len(pairs)} pairs; {100 * matched:.0f} % of the fixed spots have a partner within "
-            f"{_GATE * sigma * unit.scale:.3g} um, {100 * chance:.0f} % by chance "
+            f"{GATE * sigma * unit.scale:.3g} um, {100 * chance:.0f} % by chance "
             f"(log10 of its probability {evidence:.1f})."
         )
         if not is_sound:
@@ -274,10 +270,8 @@ class _Matcher:
             share_chance=chance,
             residual_sigma=sigma * unit.scale,
             w=result.w,
-            model=chosen.model if extended is None else "field",
-            beta=chosen.prior.beta * unit.scale
-            if chosen.model == "field" and extended is None
-            else math.nan,
+            model=chosen.model if extension is None else "field",
+            beta=unit.scale * (_beta(chosen) if extension is None else extension.beta),
             spacing=unit.scale,
             details={
                 "pose": {
@@ -288,7 +282,7 @@ class _Matcher:
                 },
                 "losses_um": {k: v * unit.scale for k, v in chosen.losses.items()},
                 "iterations": [len(first.steps), len(result.steps)],
-                "grown": extended is not None,
+                "extended": extension is not None,
             },
         )
 
@@ -326,49 +320,14 @@ class _Matcher:
         """Choose the model from the pairs of a first drift."""
         source = self.fitted
         moved = affine(source) + lattice.field(found.solution.coefficients)(source)
-        ours, theirs = _mutual(moved, self.moving, _GATE * math.sqrt(source.shape[1]) * found.sigma)
+        ours, theirs = mutual_neighbours(
+            moved, self.moving, GATE * math.sqrt(source.shape[1]) * found.sigma
+        )
         if len(ours) < _FEWEST:
             return Selection("translation", _FIRST, {})
         return select_model(
             source[ours], affine(source[ours]), self.moving[theirs], found.sigma, beta=self.beta
         )
-
-    def _extend(self, map_: Transform, sigma: float) -> Transform | None:
-        """Grow the match into what the map does not reach; None where that gains nothing."""
-        source = self.fitted
-        ndim = source.shape[1]
-        extended, least, num_grown = None, self._misses(map_), 0
-        for number in range(_GROWTHS):
-            moved = map_(source)
-            known = _mutual(moved, self.moving, _GATE * math.sqrt(ndim) * sigma)
-            growth = grow(source, moved, self.moving, *known, sigma=sigma)
-            ours, theirs = growth.fixed_rows, growth.moving_rows
-            is_gain = growth.is_gain_over(len(known[0]))
-            refits = number == 0 and len(known[0]) <= _MOST_REFITTED
-            if len(known[0]) <= 2 * ndim or not (is_gain or refits) or len(ours) <= num_grown:
-                break
-            num_grown = len(ours)
-            if not is_gain:
-                ours, theirs = known
-            # The growth has left out what contradicts its neighbours.
-            map_ = fit_field(
-                source[ours], self.moving[theirs], domain=(self.low, self.high), robust=False
-            ).transform
-            sigma = self._sigma(map_, max(sigma, _WIDE_SIGMA), unseen=True)
-            misses = self._misses(map_)
-            # A growth finds what was lost, a better fit is closer to what was found.
-            if misses[0] >= least[0] - _LEAST_FOUND and (
-                is_gain or misses[1] >= least[1] - _CLOSER
-            ):
-                break
-            extended, least = map_, misses
-        return extended
-
-    def _misses(self, map_: Transform) -> tuple[float, float]:
-        """Return by how much held-out spots miss a partner, at most a spacing: mean, mean log."""
-        distance = cKDTree(self.moving).query(map_(self.fixed[self.held]))[0]
-        distance = np.minimum(distance, 1.0)
-        return float(distance.mean()), float(np.log(distance + _EXACT).mean())
 
     def _simple(self, model: str, affine: Affine, found: Drift) -> Affine:
         """Fit a rigid or affine model to the partners of a first drift, then to near pairs."""
@@ -390,32 +349,13 @@ class _Matcher:
             near = weights > 0
         return map_
 
-    def _sigma(self, map_: Transform, guess: float, *, unseen: bool = False) -> float:
-        """Return the standard deviation of a near pair an axis, from mutual pairs.
-
-        With `unseen` from the spots that the map has not seen, where there are enough.
-        """
-        ndim = self.fixed.shape[1]
-        moved = map_(self.fixed)
-        sigma = guess
-        for _ in range(3):
-            ours, theirs = _mutual(moved, self.moving, _GATE * math.sqrt(ndim) * sigma)
-            if len(ours) < _FEWEST - 1:
-                return guess
-            judges = self.held[ours]
-            if unseen and judges.sum() >= _ENOUGH_HELD:
-                ours, theirs = ours[judges], theirs[judges]
-            square = ((moved[ours] - self.moving[theirs]) ** 2).sum(1)
-            sigma = max(math.sqrt(float(square.mean()) / ndim), 1e-6)
-        return sigma
-
     def _verdict(
         self, map_: Transform, sigma: float, chosen: Selection, pose: Coarse
     ) -> tuple[float, float, float]:
         """Return the share of spots with a partner, the share by chance, and log10 of its odds."""
         cells = CellList.build(self.moving, 1.0)
         moved = map_(self.fixed)
-        reach = _GATE * sigma
+        reach = GATE * sigma
         aside = steps_aside(self.moving)
         near = cells.count_within(moved, reach) > 0
         by_chance = np.mean([cells.count_within(moved + a, reach) > 0 for a in aside], axis=0)
@@ -433,7 +373,7 @@ class _Matcher:
         """Return the mutual nearest pairs, in micrometre."""
         ndim = self.fixed.shape[1]
         moved = map_(self.fixed)
-        ours, theirs = _mutual(moved, self.moving, _GATE * math.sqrt(ndim) * sigma)
+        ours, theirs = mutual_neighbours(moved, self.moving, GATE * math.sqrt(ndim) * sigma)
         square = ((moved[ours] - self.moving[theirs]) ** 2).sum(1)
         # Posterior of the pair against an outlier of the local density.
         outlier = (2 * math.pi * sigma**2) ** (ndim / 2) * len(self.moving) / max(len(ours), 1)
@@ -452,6 +392,11 @@ class _Matcher:
             held_out=self.held[ours],
             tile=np.zeros(len(ours), dtype=np.int64),
         )
+
+
+def _beta(chosen: Selection) -> float:
+    """Return the coherence width of a model; NaN where it has no field."""
+    return chosen.prior.beta if chosen.model == "field" else math.nan
 
 
 def _cloud(points: ArrayLike | Spots, name: str) -> Floats:
@@ -504,15 +449,6 @@ def _hold_out(count: int, share: float, seed: int) -> NDArray[np.bool_]:
         number = int(np.clip(share * count, min(50, count // 5), _MOST_HELD_OUT))
         held[np.random.default_rng(seed).permutation(count)[:number]] = True
     return held
-
-
-def _mutual(moved: Floats, target: Floats, reach: float) -> tuple[Rows, Rows]:
-    """Return rows of mutual nearest neighbours within `reach`."""
-    distance, theirs = cKDTree(target).query(moved, distance_upper_bound=reach)
-    back = cKDTree(moved).query(target, distance_upper_bound=reach)[1]
-    ours = np.flatnonzero(np.isfinite(distance))
-    ours = ours[back[theirs[ours]] == ours]
-    return ours.astype(np.int64), theirs[ours].astype(np.int64)
 
 
 def _nothing(

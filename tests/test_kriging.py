@@ -1,0 +1,141 @@
+"""Fields by kriging: the closed form against plain refits, the prior that is chosen, theorems."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tilereg import InputError
+from tilereg.kriging import Prior, choose_prior, fit_kriging, leave_one_out
+
+Floats = NDArray[np.float64]
+PRIORS = [Prior(8.0, 1e-3), Prior(2.0, 0.1), Prior(np.inf, 1e-2)]
+
+
+def scattered(count: int, ndim: int, seed: int = 0) -> Floats:
+    return np.random.default_rng(seed).uniform(0, 12, (count, ndim))
+
+
+def refit(points: Floats, values: Floats, prior: Prior, at: Floats) -> Floats:
+    """Dense kriging with an affine trend, as a system of equations."""
+    ndim = points.shape[1]
+
+    def covariance(a: Floats, b: Floats) -> Floats:
+        return prior.covariance(np.linalg.norm(a[:, None] - b, axis=2), ndim)
+
+    trend = np.column_stack([points, np.ones(len(points))])
+    corner = np.zeros((ndim + 1, ndim + 1))
+    noisy = covariance(points, points) + prior.noise * np.eye(len(points))
+    system = np.block([[noisy, trend], [trend.T, corner]])
+    parts = np.linalg.solve(system, np.concatenate([values, np.zeros((ndim + 1, ndim))]))
+    return (
+        covariance(at, points) @ parts[: -4 if ndim == 3 else -3]
+        + np.column_stack([at, np.ones(len(at))]) @ parts[-(ndim + 1) :]
+    )
+
+
+@pytest.mark.parametrize("prior", PRIORS, ids=str)
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_leave_one_out_is_a_refit_without_the_pair(prior: Prior, ndim: int) -> None:
+    points = scattered(40, ndim)
+    values = np.random.default_rng(1).normal(size=(40, ndim))
+    closed = leave_one_out(points, values, prior)
+    for row in range(0, 40, 7):
+        rest = np.arange(40) != row
+        plain = values[row] - refit(points[rest], values[rest], prior, points[[row]])[0]
+        np.testing.assert_allclose(closed[row], plain, rtol=1e-5, atol=1e-8)
+
+
+def test_the_width_of_a_field_is_found() -> None:
+    rng = np.random.default_rng(2)
+    points = rng.uniform(0, 30, (300, 3))
+    kernel = np.exp(-0.5 * (np.linalg.norm(points[:, None] - points, axis=2) / 8.0) ** 2)
+    smooth = np.linalg.cholesky(kernel + 1e-9 * np.eye(300)) @ rng.normal(size=(300, 3))
+    prior, residual, rows = choose_prior(points, smooth + rng.normal(0, 0.1, smooth.shape))
+    assert 5.5 <= prior.beta <= 11
+    assert 1e-3 <= prior.noise <= 0.1
+    assert len(rows) == len(residual) == 300
+    # A pair is predicted about as well as it is known: three axes of 0.1.
+    assert 0.12 < np.median(residual) < 0.3
+
+
+def test_many_points_are_sampled_spread_and_dense() -> None:
+    points = scattered(5000, 3)
+    prior, residual, rows = choose_prior(points, np.sin(points / 4))
+    assert len(residual) == len(rows) <= 400
+    assert len(np.unique(rows)) == len(rows)
+    again = choose_prior(points, np.sin(points / 4))
+    assert again[0] == prior
+    np.testing.assert_array_equal(again[1], residual)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_affine_maps_are_reproduced(ndim: int) -> None:
+    fixed = 40 * scattered(60, ndim)
+    matrix = np.eye(ndim) + np.random.default_rng(3).normal(0, 0.1, (ndim, ndim))
+    fit = fit_kriging(fixed, fixed @ matrix.T + 7.0)
+    assert fit.is_kept.all()
+    assert np.abs(fit.transform(fixed) - fixed @ matrix.T - 7.0).max() < 1e-4
+
+
+def bent(points: Floats) -> Floats:
+    return points + 0.8 * np.sin(points[:, ::-1] / 3.0)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_units_change_nothing_but_units(ndim: int) -> None:
+    fixed = scattered(200, ndim)
+    plain, scaled = fit_kriging(fixed, bent(fixed)), fit_kriging(4096 * fixed, 4096 * bent(fixed))
+    assert scaled.prior == plain.prior
+    np.testing.assert_allclose(
+        scaled.transform(4096 * fixed) / 4096, plain.transform(fixed), atol=1e-9
+    )
+    np.testing.assert_allclose(scaled.residual / 4096, plain.residual, rtol=1e-6)
+
+
+def test_a_field_is_closer_than_a_spline() -> None:
+    """Between the pairs of a smooth field, where it is judged."""
+    fixed = scattered(300, 3, seed=4)
+    noise = np.random.default_rng(5).normal(0, 0.01, fixed.shape)
+    fit = fit_kriging(fixed, bent(fixed) + noise)
+    inside = np.random.default_rng(6).uniform(1, 11, (500, 3))
+    error = np.linalg.norm(fit.transform(inside) - bent(inside), axis=1)
+    assert np.median(error) < 0.02
+    assert np.median(fit.residual) < 0.06
+
+
+def test_wrong_pairs_are_left_out() -> None:
+    fixed = scattered(300, 3, seed=7)
+    moving = bent(fixed) + np.random.default_rng(8).normal(0, 0.005, fixed.shape)
+    wrong = np.array([3, 90, 200])
+    moving[wrong] += [0.0, 1.5, -1.0]
+    fit = fit_kriging(fixed, moving)
+    assert not fit.is_kept[wrong].any()
+    assert fit.is_kept.sum() >= 295
+    assert np.isnan(fit.residual[wrong]).all()
+    error = np.linalg.norm(fit.transform(fixed) - bent(fixed), axis=1)
+    assert np.percentile(error[fit.is_kept], 95) < 0.05
+
+
+def test_many_pairs() -> None:
+    """Above the number for which all residuals are computed."""
+    fixed = np.random.default_rng(9).uniform(0, 40, (2600, 3))
+    fit = fit_kriging(fixed, bent(fixed))
+    assert fit.is_kept.all()
+    assert 0 < np.isfinite(fit.residual).sum() <= 400
+    error = np.linalg.norm(fit.transform(fixed) - bent(fixed), axis=1)
+    assert np.median(error) < 0.05
+
+
+def test_too_few_pairs_are_refused() -> None:
+    with pytest.raises(InputError, match="At least 5 pairs"):
+        fit_kriging(np.eye(3), np.eye(3))
+    with pytest.raises(InputError, match="Cannot fit"):
+        fit_kriging(np.ones((6, 3)), np.ones((7, 3)))
+
+
+def test_five_pairs_are_enough() -> None:
+    fixed = scattered(5, 3)
+    fit = fit_kriging(fixed, fixed + 1.0)
+    np.testing.assert_allclose(fit.transform(fixed), fixed + 1.0, atol=1e-5)

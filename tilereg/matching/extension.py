@@ -1,0 +1,173 @@
+"""Extend a match to what the map of the drift does not reach.
+
+Round by round: pair what the map brings together, grow into regions that are bent more, assign
+what is left over, and fit anew with the prior that predicts each pair best from the others. The
+held-out spots decide which round, if any, is better than the map of the drift.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from tilereg.field import fit_field
+from tilereg.kriging import fit_kriging
+from tilereg.matching.clouds import steps_aside
+from tilereg.matching.growth import Growth, assign_rest, grow
+from tilereg.matching.pairing import GATE, mutual_neighbours, pair_sigma
+from tilereg.transform import Transform
+
+__all__ = ["Extension", "extend"]
+
+Floats = NDArray[np.float64]
+Rows = NDArray[np.int64]
+
+_MOST_ROUNDS = 8
+_PATIENCE = 2
+# So many pairs are fitted anew even where nothing grows.
+_MOST_REFITTED = 2000
+# Pairs are sought this far, in spacings, where chance adds no more than so many of them.
+_REACHES, _MOST_BY_CHANCE = (0.27, 0.14, 0.07), 0.01
+# An error of so many spacings is as good as none.
+_EXACT = 0.02
+# By how much held-out spots must come closer: in the mean where something was found, else in the
+# mean logarithm.
+_LEAST_FOUND, _CLOSER = 0.005, 0.02
+# Median length of a normal vector in standard deviations of a component.
+_MEDIAN_LENGTH = {2: 1.177, 3: 1.538}
+
+
+@dataclass(frozen=True)
+class Extension:
+    """A map that reaches further.
+
+    Parameters
+    ----------
+    transform : Transform
+    sigma : float
+        Standard deviation of a pair an axis, as the other pairs predict it.
+    beta : float
+        Coherence width of its field in spacings; infinite for a thin-plate spline.
+    """
+
+    transform: Transform
+    sigma: float
+    beta: float
+
+
+def extend(
+    fixed: Floats,
+    moving: Floats,
+    held: NDArray[np.bool_],
+    map_: Transform,
+    sigma: float,
+    box: tuple[Floats, Floats],
+) -> Extension | None:
+    """Return the map that is closest to the held-out spots' partners; None if nothing is closer.
+
+    Parameters
+    ----------
+    fixed, moving : (N, D), (M, D) ndarrays
+        In units of the mean spacing.
+    held : (N,) bool ndarray
+        Spots that judge. They take their partners, but never enter a fit.
+    map_ : Transform
+        From where to extend.
+    sigma : float
+        Standard deviation of a pair an axis.
+    box : pair of (D,) ndarrays
+        Where the field may vary.
+    """
+    scene = _Scene(fixed, moving, held, box, steps_aside(moving))
+    best, least = None, scene.misses(map_)
+    last: tuple[bytes, bytes] | None = None
+    failures = 0
+    for number in range(_MOST_ROUNDS):
+        found = scene.pairs(map_, sigma, is_first=number == 0)
+        if found is None:
+            break
+        pairs, is_gain = found
+        if (key := (pairs[0].tobytes(), pairs[1].tobytes())) == last:
+            break
+        last = key
+        extension = scene.fit(*pairs)
+        map_, sigma = extension.transform, extension.sigma
+        misses = scene.misses(map_)
+        closer = misses[1] < least[1] - (0.0 if is_gain else _CLOSER)
+        if closer or (is_gain and misses[0] < least[0] - _LEAST_FOUND):
+            best, least, failures = extension, misses, 0
+        else:
+            failures += 1
+        if failures >= _PATIENCE:
+            break
+    return best
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """What does not change from round to round."""
+
+    fixed: Floats
+    moving: Floats
+    held: NDArray[np.bool_]
+    box: tuple[Floats, Floats]
+    aside: Floats
+
+    def misses(self, map_: Transform) -> tuple[float, float]:
+        """Return by how much held-out spots miss a partner, at most a spacing: mean, mean log."""
+        distance = cKDTree(self.moving).query(map_(self.fixed[self.held]))[0]
+        distance = np.minimum(distance, 1.0)
+        return float(distance.mean()), float(np.log(distance + _EXACT).mean())
+
+    def pairs(
+        self, map_: Transform, sigma: float, *, is_first: bool
+    ) -> tuple[tuple[Rows, Rows], bool] | None:
+        """Return all pairs that follow from a map, and whether many were added; None if few."""
+        ndim = self.fixed.shape[1]
+        moved = map_(self.fixed)
+        near = GATE * math.sqrt(ndim) * sigma
+        ours, theirs = mutual_neighbours(moved, self.moving, near)
+        if not is_first and len(ours) <= _MOST_REFITTED:
+            ours, theirs = self._wide(moved, near, (ours, theirs))
+        if len(ours) <= 2 * ndim:
+            return None
+        growth = grow(self.fixed, moved, self.moving, ours, theirs, sigma=sigma)
+        is_gain = growth.is_gain_over(len(ours))
+        if not is_gain and not is_first and len(ours) <= _MOST_REFITTED:
+            growth = assign_rest(self.fixed, moved, self.moving, ours, theirs, sigma=sigma)
+            is_gain = growth.is_gain_over(len(ours))
+        if not is_gain:
+            growth = Growth(ours, theirs, 0.0)
+        if not is_gain and len(ours) > _MOST_REFITTED:
+            return None
+        return (growth.fixed_rows, growth.moving_rows), is_gain
+
+    def _wide(self, moved: Floats, near: float, pairs: tuple[Rows, Rows]) -> tuple[Rows, Rows]:
+        """Return the pairs within the widest reach at which chance adds hardly any."""
+        for reach in _REACHES:
+            if reach <= near:
+                break
+            chance = np.mean(
+                [len(mutual_neighbours(moved + a, self.moving, reach)[0]) for a in self.aside]
+            )
+            if chance <= _MOST_BY_CHANCE * len(pairs[0]):
+                return mutual_neighbours(moved, self.moving, reach)
+        return pairs
+
+    def fit(self, ours: Rows, theirs: Rows) -> Extension:
+        """Fit a map to pairs, those of held-out spots left out."""
+        ndim = self.fixed.shape[1]
+        used = ~self.held[ours]
+        x, y = self.fixed[ours[used]], self.moving[theirs[used]]
+        if len(x) > _MOST_REFITTED:
+            # The growth has left out what contradicts its neighbours.
+            plate = fit_field(x, y, domain=self.box, robust=False).transform
+            guess = pair_sigma(plate(self.fixed), self.moving, 0.1, self.held)
+            return Extension(plate, guess, math.inf)
+        fit = fit_kriging(x, y, domain=self.box)
+        sigma = float(np.nanmedian(fit.residual)) / _MEDIAN_LENGTH[ndim]
+        return Extension(fit.transform, max(sigma, 1e-6), fit.prior.beta * fit.unit)

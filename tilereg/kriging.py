@@ -27,12 +27,20 @@ from tilereg.points import check_points
 from tilereg.smoothing import Coherent, Smoother, ThinPlate
 from tilereg.transform import Affine, DisplacementField, Transform
 
-__all__ = ["Kriging", "Prior", "choose_prior", "fit_kriging", "leave_one_out"]
+__all__ = [
+    "Kriging",
+    "Prior",
+    "choose_prior",
+    "fit_kriging",
+    "leave_one_out",
+    "residuals_of",
+    "sampled",
+]
 
 Floats = NDArray[np.float64]
 
 _BETAS = (48.0, 32.0, 22.0, 16.0, 11.0, 8.0, 5.5, 4.0, 2.8, 2.0)
-_NOISES = 10.0 ** np.arange(-9.0, 2.01, 0.5)
+_NOISES = tuple(10.0 ** (0.5 * k) for k in range(-18, 5))
 # Pairs that a prior is chosen from: some from everywhere, most of them in patches, where they are
 # as dense as all are.
 _SPREAD, _PATCHES, _PATCH = 100, 10, 30
@@ -191,13 +199,14 @@ def choose_prior(points: Floats, values: Floats) -> tuple[Prior, Floats, NDArray
     rows : (L,) ndarray
         Which these are.
     """
-    rows = _sampled(points)
+    rows = sampled(points)
     points, values = points[rows], values[rows]
-    distance = cdist(points, points)
     found = [
-        (prior, np.linalg.norm(residual, axis=1))
+        (Prior(beta, noise), residual)
         for beta in (math.inf, *_BETAS)
-        for prior, residual in _all_noises(points, values, distance, beta)
+        for noise, residual in zip(
+            _NOISES, residuals_of(points, values, beta, _NOISES), strict=True
+        )
     ]
     # Wrong pairs weigh little, and so would a bent region if large errors were cut off.
     floor = min(float(np.median(r)) for _, r in found)
@@ -227,23 +236,32 @@ def leave_one_out(points: Floats, values: Floats, prior: Prior) -> Floats:
     return np.asarray((rest @ (half @ values)) / np.einsum("ij,ji->i", rest, half)[:, None])
 
 
-def _all_noises(
-    points: Floats, values: Floats, distance: Floats, beta: float
-) -> list[tuple[Prior, Floats]]:
-    """Return the priors of one width with their leave-one-out residuals."""
+def residuals_of(
+    points: Floats, values: Floats, beta: float, noises: tuple[float, ...]
+) -> list[Floats]:
+    """Return the lengths (K,) of the leave-one-out residuals of priors of one width.
+
+    Parameters
+    ----------
+    points, values : (K, D) ndarray
+        As for `leave_one_out`.
+    beta : float
+        Width of the covariance, in the unit of the points; infinite for the thin-plate spline.
+    noises : tuple of float
+        One prior each.
+    """
     rest = _without_trend(points)
-    covariance = Prior(beta, 0.0).covariance(distance, points.shape[1])
+    covariance = Prior(beta, 0.0).covariance(cdist(points, points), points.shape[1])
     energies, modes = eigh(rest.T @ covariance @ rest, driver="evd", overwrite_a=True)
     modes = rest @ modes
     energies = np.maximum(energies, 0.0)
     amounts, square = modes.T @ values, modes**2
     found = []
-    for noise in _NOISES:
+    for noise in noises:
         inverse = 1.0 / (energies + noise)
-        residual = (modes @ (inverse[:, None] * amounts)) / np.maximum(square @ inverse, _NOTHING)[
-            :, None
-        ]
-        found.append((Prior(beta, float(noise)), residual))
+        weight = np.maximum(square @ inverse, _NOTHING)
+        residual = (modes @ (inverse[:, None] * amounts)) / weight[:, None]
+        found.append(np.linalg.norm(residual, axis=1))
     return found
 
 
@@ -256,8 +274,8 @@ def _without_trend(points: Floats) -> Floats:
     return np.asarray(basis[:, int((size > _FLAT * size[0]).sum()) :])
 
 
-def _sampled(points: Floats) -> NDArray[np.int64]:
-    """Return rows of the points a prior is chosen from."""
+def sampled(points: Floats) -> NDArray[np.int64]:
+    """Return rows of the (K, D) points a prior is chosen from: at most 400, sorted."""
     if len(points) <= _SPREAD + _PATCHES * _PATCH:
         return np.arange(len(points))
     order = np.random.default_rng(0).permutation(len(points))
@@ -269,17 +287,17 @@ def _consistent(points: Floats, targets: Floats) -> tuple[Prior, NDArray[np.bool
     """Choose a prior, leave out pairs that contradict their neighbours, choose again."""
     kept = np.ones(len(points), dtype=bool)
     if not _NEIGHBOURS + points.shape[1] + 1 < len(points) <= _MOST_EXACT:
-        prior, errors, sampled = choose_prior(points, _bent(points, targets))
+        prior, errors, rows = choose_prior(points, _bent(points, targets))
         residual = np.full(len(points), np.nan)
-        residual[sampled] = errors
+        residual[rows] = errors
         if len(points) > _MOST_EXACT:
             prior = Prior(prior.beta, max(prior.noise, _LEAST_NOISE))
         return prior, kept, residual
     for _ in range(_ROUNDS):
         x, y = points[kept], targets[kept]
         values = _bent(x, y)
-        prior, errors, sampled = choose_prior(x, values)
-        if len(sampled) < len(x):
+        prior, errors, rows = choose_prior(x, values)
+        if len(rows) < len(x):
             errors = np.linalg.norm(leave_one_out(x, values, prior), axis=1)
         bad = _contradicted(x, errors)
         if not bad.any() or len(x) - bad.sum() < _LEAST_KEPT * len(points):

@@ -29,7 +29,7 @@ Rows = NDArray[np.int64]
 _MOST_ROUNDS = 8
 _PATIENCE = 2
 # So many pairs are fitted anew even where nothing grows.
-_MOST_REFITTED = 2000
+_MOST_REFITTED = 1000
 # Pairs are sought this far, in spacings, where chance adds no more than so many of them.
 _REACHES, _MOST_BY_CHANCE = (0.27, 0.14, 0.07), 0.01
 # An error of so many spacings is as good as none.

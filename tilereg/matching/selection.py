@@ -1,8 +1,9 @@
 """How stiff the map is: chosen by pairs that are kept out of the fit.
 
-Every candidate model is fitted to a part of the matched pairs and judged on the rest. The
-coherence width is found by walking downhill from a middle one, so soft fields, which cost most,
-are only looked at where stiff ones fail.
+Every candidate is fitted to a part of the matched pairs and judged on the rest. Fields through few
+pairs are judged by how well all others predict each, in closed form (`tilereg.kriging`). Of many
+pairs the coherence width is found by walking downhill from a middle one, so soft fields, which
+cost most, are only looked at where stiff ones fail.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilereg.affine import fit_affine, fit_rigid, fit_translation
+from tilereg.kriging import residuals_of, sampled
 from tilereg.lattice import Lattice, NormalEquations
 from tilereg.smoothing import Coherent
 from tilereg.transform import Affine
@@ -21,6 +23,7 @@ from tilereg.transform import Affine
 __all__ = ["SIMPLE_MODELS", "Selection", "fit_simple", "select_model"]
 
 Floats = NDArray[np.float64]
+Folds = list[tuple[NDArray[np.int64], NDArray[np.int64]]]
 
 SIMPLE_MODELS = ("translation", "rigid", "affine")
 # Pairs an axis that a model needs before it is looked at.
@@ -92,18 +95,14 @@ def select_model(
             losses[model] = _simple_loss(model, source, target, sigma, folds)
             if losses[model] < _SIMPLE_GAIN * best:
                 best, chosen = losses[model], (model, chosen[1])
-    tried: dict[Coherent, float] = {}
-
-    def loss_of(prior: Coherent) -> float:
-        if prior not in tried:
-            tried[prior] = _field_loss(prior, source, target - base, sigma, folds)
-            name = f"field beta={prior.beta:g} variance={prior.variance:g}"
-            losses[name] = tried[prior]
-        return tried[prior]
-
     if len(source) >= _FEWEST_PAIRS["field"] * source.shape[1] or beta is not None:
-        prior = _descend(loss_of, _BETAS if beta is None else (beta,))
-        if loss_of(prior) < _SIMPLE_GAIN * best:
+        fields = _field_losses(
+            source, target - base, sigma, _BETAS if beta is None else (beta,), folds
+        )
+        losses |= {f"field beta={p.beta:g} variance={p.variance:g}": v for p, v in fields.items()}
+        # Of equals the stiffest.
+        prior = min(fields, key=lambda p: fields[p])
+        if fields[prior] < _SIMPLE_GAIN * best:
             chosen = ("field", prior)
     return Selection(chosen[0], chosen[1], losses)
 
@@ -124,6 +123,40 @@ def _descend(loss_of: Callable[[Coherent], float], betas: tuple[float, ...]) -> 
             break
     best = betas[min(losses, key=lambda place: losses[place])]
     return min((Coherent(best, v) for v in _VARIANCES), key=loss_of)
+
+
+def _field_losses(
+    source: Floats,
+    shift: Floats,
+    sigma: float,
+    betas: tuple[float, ...],
+    folds: Folds,
+) -> dict[Coherent, float]:
+    """Return the held-out residual of fields; infinite where the lattice is too fine.
+
+    Of few pairs each is left out in turn; of many a sample would tell less than one split of all.
+    """
+    if len(source) >= _MANY_PAIRS:
+        tried: dict[Coherent, float] = {}
+
+        def loss_of(prior: Coherent) -> float:
+            if prior not in tried:
+                tried[prior] = _field_loss(prior, source, shift, sigma, folds)
+            return tried[prior]
+
+        _descend(loss_of, betas)
+        return tried
+    rows = sampled(source)
+    noises = tuple(sigma**2 / variance for variance in _VARIANCES)
+    losses: dict[Coherent, float] = {}
+    for beta in betas:
+        if _is_too_fine(_lattice(source, beta), len(source)):
+            losses |= {Coherent(beta, variance): np.inf for variance in _VARIANCES}
+            continue
+        found = residuals_of(source[rows], shift[rows], beta, noises)
+        for variance, residual in zip(_VARIANCES, found, strict=True):
+            losses[Coherent(beta, variance)] = _loss([residual[:, None]], sigma)
+    return losses
 
 
 def _lattice(points: Floats, beta: float) -> Lattice:
@@ -154,7 +187,7 @@ def _simple_loss(
     source: Floats,
     target: Floats,
     sigma: float,
-    folds: list[tuple[NDArray[np.int64], NDArray[np.int64]]],
+    folds: Folds,
 ) -> float:
     """Return the held-out residual of a rigid or affine model."""
     residuals = []
@@ -171,7 +204,7 @@ def _field_loss(
     source: Floats,
     shift: Floats,
     sigma: float,
-    folds: list[tuple[NDArray[np.int64], NDArray[np.int64]]],
+    folds: Folds,
 ) -> float:
     """Return the held-out residual of a field; infinite where its lattice is too fine."""
     lattice = _lattice(source, prior.beta)

@@ -138,7 +138,9 @@ def assign_rest(
         left = added[partner[added] >= 0]
         if len(left) == 0 or scene.take_back(partner, left) == 0:
             break
-    by_chance = [len(_assigned(moved[rest[0]] + a, moving[rest[1]])[0]) for a in scene.aside]
+    # Further aside than usual: what is left over lies together, and must not meet itself.
+    steps = 2 * scene.aside
+    by_chance = [len(_assigned(moved[rest[0]] + step, moving[rest[1]])[0]) for step in steps]
     every = np.flatnonzero(partner >= 0)
     return Growth(every, partner[every], float(np.mean(by_chance)))
 

@@ -1,0 +1,99 @@
+"""Extension of a match: what is left over is assigned, and held-out spots decide."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from test_growth import bent, scattered
+
+from tilereg.matching.extension import extend
+from tilereg.matching.growth import assign_rest
+from tilereg.matching.pairing import mutual_neighbours, pair_sigma
+from tilereg.transform import Transform
+
+Floats = NDArray[np.float64]
+
+
+def test_a_few_left_over_belong_together() -> None:
+    """A bump that moves its spots by more than a spacing: nearest neighbours are wrong."""
+    fixed = scattered(500, 3)
+    moving = bent(fixed, 1.4, 1.5)
+    shift = np.linalg.norm(moving - fixed, axis=1)
+    known = np.flatnonzero(shift < 0.3)
+    lost = np.flatnonzero(shift >= 0.3)
+    assert len(lost) >= 8
+    growth = assign_rest(fixed, fixed, moving, known, known)
+    found = dict(zip(growth.fixed_rows.tolist(), growth.moving_rows.tolist(), strict=True))
+    assert np.mean([found.get(row) == row for row in lost.tolist()]) > 0.8
+    assert growth.is_gain_over(len(known))
+
+
+def test_many_left_over_say_nothing() -> None:
+    """Half of either cloud has no partner: an assignment finds as many moved aside."""
+    common = scattered(1200, 3)
+    fixed, moving = common[:800], np.concatenate([common[:400], common[800:]])
+    known = np.arange(400)
+    growth = assign_rest(fixed, fixed, moving, known, known)
+    assert growth.by_chance > 50
+    assert not growth.is_gain_over(len(known))
+
+
+def test_nothing_is_left_over() -> None:
+    fixed = scattered(50, 3)
+    rows = np.arange(50)
+    growth = assign_rest(fixed, fixed, fixed, rows, rows)
+    assert (growth.fixed_rows == rows).all()
+    assert growth.by_chance == 0
+
+
+def held_out(count: int) -> NDArray[np.bool_]:
+    held = np.zeros(count, dtype=bool)
+    held[::8] = True
+    return held
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_reaches_what_the_map_does_not(ndim: int) -> None:
+    fixed = scattered(500, ndim)
+    moving = bent(fixed, 1.6, {2: 5.0, 3: 3.0}[ndim])
+    held = held_out(len(fixed))
+    box = fixed.min(axis=0), fixed.max(axis=0)
+    before = np.linalg.norm(moving - fixed, axis=1)
+    found = extend(fixed, moving, held, Transform.identity(ndim), 0.02, box)
+    assert found is not None
+    after = np.linalg.norm(found.transform(fixed) - moving, axis=1)
+    assert np.percentile(before, 95) > 0.5
+    assert np.percentile(after, 95) < 0.05
+    assert np.median(after[held]) < 0.01
+    assert found.sigma < 0.05
+
+
+def test_held_out_spots_refuse_what_is_no_better() -> None:
+    """Noise alone is left: no map brings spots closer that were not seen."""
+    fixed = scattered(500, 3)
+    moving = fixed + np.random.default_rng(1).normal(0, 0.05, fixed.shape)
+    box = fixed.min(axis=0), fixed.max(axis=0)
+    identity = Transform.identity(3)
+    assert extend(fixed, moving, held_out(500), identity, 0.05, box) is None
+
+
+def test_unrelated_clouds_are_not_extended() -> None:
+    fixed, moving = scattered(300, 3), scattered(300, 3, seed=1)
+    box = fixed.min(axis=0), fixed.max(axis=0)
+    found = extend(fixed, moving, held_out(300), Transform.identity(3), 0.1, box)
+    if found is not None:
+        # Whatever was taken by luck is no closer than chance.
+        distance = np.linalg.norm(found.transform(fixed) - fixed, axis=1)
+        assert np.median(distance) < 1.0
+
+
+def test_sigma_of_pairs_is_that_of_the_noise() -> None:
+    fixed = scattered(2000, 3)
+    moving = fixed + np.random.default_rng(2).normal(0, 0.04, fixed.shape)
+    assert 0.036 < pair_sigma(fixed, moving, 0.1) < 0.044
+    judges = held_out(2000)
+    assert 0.03 < pair_sigma(fixed, moving, 0.1, judges) < 0.05
+    assert pair_sigma(fixed[:2], moving[-2:] + 50, 0.1) == 0.1
+    ours, theirs = mutual_neighbours(fixed, moving, 0.2)
+    assert (ours == theirs).mean() > 0.99

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,16 +19,16 @@ from tilereg.matching.coarse import Coarse, find_pose, pose_evidence
 from tilereg.matching.cpd import Drift, drift
 from tilereg.matching.extension import extend
 from tilereg.matching.pairing import GATE, mutual_neighbours, pair_sigma
+from tilereg.matching.result import Match, correspondences, in_rows, nothing
 from tilereg.matching.selection import Selection, fit_simple, select_model
 from tilereg.matching.votes import count_votes, fit_votes
-from tilereg.points import Correspondences, Spots, check_points
+from tilereg.points import Spots, check_points
 from tilereg.smoothing import Coherent, Solution
 from tilereg.transform import Affine, DisplacementField, Transform
 
-__all__ = ["METHODS", "Match", "match_spots"]
+__all__ = ["METHODS", "match_spots"]
 
 Floats = NDArray[np.float64]
-Rows = NDArray[np.int64]
 
 METHODS = ("cpd",)
 
@@ -43,62 +42,6 @@ _CERTAIN_OF_FEW = -3.5
 _VOTE_CELL = 2.5
 # Share of the spots with a partner that have one of their own, where no map has collapsed.
 _ONE_TO_ONE = 0.8
-
-
-@dataclass(frozen=True, kw_only=True)
-class Match:
-    """What was found between a fixed and a moving cloud.
-
-    Parameters
-    ----------
-    transform : Transform
-        The pull-back, fixed to moving, micrometre. Not to be used unless the status is 'ok':
-        else it is the identity, or what was fitted before the verdict.
-    correspondences : Correspondences
-        Mutual nearest pairs within three standard deviations of the residual.
-    status : str
-        'ok'; 'no registration' where chance explains the pairs; 'few spots' where there are too
-        few to tell.
-    message : str
-        The status in a sentence, with the figures behind it.
-    evidence : float
-        Log10 of the probability that chance gives as many held-out spots a partner.
-    share_matched, share_chance : float
-        Share of the fixed spots within reach of a moving spot, and the same share when the fixed
-        spots are moved aside.
-    residual_sigma : float, micrometre
-        Standard deviation of a pair an axis.
-    w : float
-        Estimated share of moving spots without a partner.
-    model : str
-        'translation', 'rigid', 'affine' or 'field'.
-    beta : float, micrometre
-        Coherence width of the field; infinite where it is a thin-plate spline, NaN for the other
-        models.
-    spacing : float, micrometre
-        Mean distance of nearest neighbours of the fixed spots.
-    details : dict
-        Source and evidence of the pose, losses of all models, iterations.
-    """
-
-    transform: Transform
-    correspondences: Correspondences
-    status: str
-    message: str
-    evidence: float
-    share_matched: float
-    share_chance: float
-    residual_sigma: float
-    w: float
-    model: str
-    beta: float
-    spacing: float
-    details: dict[str, Any]
-
-    @property
-    def is_ok(self) -> bool:
-        """Whether a registration was found that chance does not explain."""
-        return self.status == "ok"
 
 
 def match_spots(
@@ -174,7 +117,7 @@ def match_spots(
     x, y = x[rows[0]], y[rows[1]]
     counts = num_distinct(x), num_distinct(y)
     if min(counts) < _FEWEST:
-        return _nothing(x, f"{counts[0]} fixed and {counts[1]} moving spots are too few to match.")
+        return nothing(x, f"{counts[0]} fixed and {counts[1]} moving spots are too few to match.")
     unit = Unit.of(x, y)
     box = (x.min(axis=0), x.max(axis=0)) if domain is None else domain
     matcher = _Matcher(
@@ -193,7 +136,7 @@ def match_spots(
         else Coarse(unit.affine_in(initial), -math.inf, "given", 0, 1.0)
     )
     if not pose.is_found:
-        return _nothing(
+        return nothing(
             x,
             f"The best of {pose.num_tried} poses gives no more partners than chance does "
             f"(log10 of its probability {pose.evidence:.1f}).",
@@ -201,7 +144,7 @@ def match_spots(
             spacing=unit.scale,
         )
     found = matcher.run(pose, unit, x, y)
-    return replace(found, correspondences=_in_rows(found.correspondences, *rows))
+    return replace(found, correspondences=in_rows(found.correspondences, *rows))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +191,13 @@ class _Matcher:
             sigma = max(seen, extension.sigma)
         matched, chance, evidence = self._verdict(inner, sigma, chosen, pose)
         transform = unit.transform_out(affine, field)
-        pairs = self._pairs(inner, sigma, transform, x, y)
+        pairs = correspondences(self.fixed, inner(self.fixed), self.moving, sigma, self.held)
+        pairs = replace(
+            pairs,
+            fixed=x[pairs.fixed_index],
+            moving=y[pairs.moving_index],
+            residual=pairs.residual * unit.scale,
+        )
         certain = _CERTAIN if self.held.any() else _CERTAIN_OF_FEW
         is_one_to_one = len(pairs) >= _ONE_TO_ONE * matched * len(x)
         is_sound = pose.allows(affine, one_to_one=is_one_to_one)
@@ -367,32 +316,6 @@ class _Matcher:
         log_odds = binom.logsf(int(near[self.held].sum()) - 1, judged, min(odds, 1.0))
         return matched, chance, float(log_odds) / math.log(10)
 
-    def _pairs(
-        self, map_: Transform, sigma: float, transform: Transform, x: Floats, y: Floats
-    ) -> Correspondences:
-        """Return the mutual nearest pairs, in micrometre."""
-        ndim = self.fixed.shape[1]
-        moved = map_(self.fixed)
-        ours, theirs = mutual_neighbours(moved, self.moving, GATE * math.sqrt(ndim) * sigma)
-        square = ((moved[ours] - self.moving[theirs]) ** 2).sum(1)
-        # Posterior of the pair against an outlier of the local density.
-        outlier = (2 * math.pi * sigma**2) ** (ndim / 2) * len(self.moving) / max(len(ours), 1)
-        volume = float(np.prod(np.maximum(np.ptp(self.moving, axis=0), 1.0)))
-        likely = np.exp(-0.5 * square / sigma**2)
-        weight = likely / (likely + outlier / volume)
-        return Correspondences(
-            fixed=x[ours],
-            moving=y[theirs],
-            fixed_index=ours,
-            moving_index=theirs,
-            weight=weight,
-            residual=np.linalg.norm(transform(x[ours]) - y[theirs], axis=1)
-            if len(ours)
-            else np.empty(0),
-            held_out=self.held[ours],
-            tile=np.zeros(len(ours), dtype=np.int64),
-        )
-
 
 def _beta(chosen: Selection) -> float:
     """Return the coherence width of a model; NaN where it has no field."""
@@ -431,15 +354,6 @@ def _check_numbers(
         raise InputError(f"Invalid max_iterations {max_iterations}. It must be at least 1.")
 
 
-def _in_rows(pairs: Correspondences, fixed_rows: Rows, moving_rows: Rows) -> Correspondences:
-    """Return pairs of ordered clouds with the rows of the clouds as given, sorted by the fixed."""
-    ours, theirs = fixed_rows[pairs.fixed_index], moving_rows[pairs.moving_index]
-    order = np.argsort(ours)
-    columns = {f.name: getattr(pairs, f.name)[order] for f in fields(pairs)}
-    columns |= {"fixed_index": ours[order], "moving_index": theirs[order]}
-    return Correspondences(**columns)
-
-
 def _hold_out(count: int, share: float, seed: int) -> NDArray[np.bool_]:
     """Return which of the fixed spots only judge; none where there are few."""
     if not 0 <= share < 0.5:
@@ -449,20 +363,3 @@ def _hold_out(count: int, share: float, seed: int) -> NDArray[np.bool_]:
         number = int(np.clip(share * count, min(50, count // 5), _MOST_HELD_OUT))
         held[np.random.default_rng(seed).permutation(count)[:number]] = True
     return held
-
-
-def _nothing(
-    x: Floats, message: str, *, status: str = "few spots", spacing: float = math.nan
-) -> Match:
-    """Return a match that says that there is none."""
-    ndim = x.shape[1]
-    none, rows = np.empty(0), np.empty(0, dtype=np.int64)
-    empty = Correspondences(
-        fixed=np.empty((0, ndim)), moving=np.empty((0, ndim)), fixed_index=rows, moving_index=rows,
-        weight=none, residual=none, held_out=np.empty(0, dtype=bool), tile=rows,
-    )  # fmt: skip
-    return Match(
-        transform=Transform.identity(ndim), correspondences=empty, status=status, message=message,
-        evidence=0.0, share_matched=0.0, share_chance=0.0, residual_sigma=math.nan, w=1.0,
-        model="none", beta=math.nan, spacing=spacing, details={},
-    )  # fmt: skip

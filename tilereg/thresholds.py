@@ -30,8 +30,8 @@ RING_SHARE = 0.25
 RING_PEAKS = 8
 # Normal deviate of the standard deviation per median absolute deviation.
 MAD_TO_SIGMA = 1.4826
-# Extrema below so many deviations of the noise tell nothing: no threshold is below 3.
-LEAST_EXTREMUM = 2.0
+# Extrema below so many deviations of the noise tell nothing: no threshold is below.
+LEAST_EXTREMUM = 3.0
 # Peaks below this share of the highest are rounding where an image has no noise at all.
 NOISELESS_SHARE = 0.01
 
@@ -271,7 +271,7 @@ def find_threshold(
     num_minima = len(minima) - np.searchsorted(minima, maxima)
     excess = num_maxima - num_minima > 3 * np.sqrt(num_maxima + num_minima + 1.0)
     share = grid.size / max(1, statistics.num_voxels)
-    few, many = noise_level(width, grid, 1.0), 3.0
+    few, many = noise_level(width, grid, 1.0), LEAST_EXTREMUM
     # White noise alone may add a fifth of the false spots that the share allows.
     if len(maxima):
         found = int(np.searchsorted(-maxima[::-1], -few * statistics.noise))
@@ -282,7 +282,7 @@ def find_threshold(
         # A little above the next lower maximum: rounding cannot decide, and in a gap what the
         # sample happens to lack can still be found.
         first = int(np.flatnonzero(good)[0])
-        below = float(maxima[first - 1]) if first else 0.0
+        below = float(maxima[first - 1]) if first else LEAST_EXTREMUM * statistics.noise
         return max(below + 0.1 * (float(maxima[first]) - below), float(floor[first]))
     deepest = float(minima[-1]) if len(minima) else 0.0
     return max(few * statistics.spread, deepest, 1.001 * top)

@@ -101,7 +101,9 @@ class Detections:
     @classmethod
     def without_images(cls, pair: BenchmarkPair, noise: float) -> Detections:
         """Take the true spots with Gaussian noise in voxels instead of looking for them."""
-        rng = np.random.default_rng(pair.spots.shape)
+        # Of the pair itself: another seed has another noise.
+        marks = np.concatenate([pair.spots.sum(axis=0), pair.moving_spots.sum(axis=0)])
+        rng = np.random.default_rng(np.abs(1000 * marks).astype(np.int64))
         clouds = [
             _as_spots((points + rng.normal(0, noise, points.shape)) * pair.grid.spacing, noise)
             for points in (pair.spots, pair.moving_spots)

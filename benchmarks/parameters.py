@@ -6,8 +6,8 @@ Three questions, each on true spots with localisation noise, so that nothing but
   It is re-estimated in every iteration and cannot be held: what is tried is the start.
 * ``beta``: the coherence width against the scale of the deformation, on bumps of many widths and
   on the published deformations. Giving `beta` fixes the width of the drift's field; its variance
-  is still chosen from the data. The growth that follows may refit the pairs with a thin-plate
-  spline, and where it does, the width only decides what the growth begins with.
+  is still chosen from the data. A width that is given also keeps the match from being extended,
+  so the default's own figure stands for more than its width.
 * ``smoothing``: that of the thin-plate spline which `tilereg register` fits to the pairs.
 """
 
@@ -288,10 +288,8 @@ def tables(figures: dict[str, Any]) -> str:
         f"True spots with localisation noise {figures['noise_voxels']} voxel an axis; errors at "
         "the fixed spots in voxels, median (95th percentile), medians over the seeds. `w` is the "
         "start alone: it is re-estimated in every iteration and cannot be held. `beta` fixes the "
-        "width of the drift's field; its variance is still chosen from the data, and the growth "
-        "that follows may refit the pairs with a thin-plate spline, so that several widths end in "
-        "the same map. `no field`: so small a width needs a finer lattice than the pairs can hold, "
-        "and the growth begins with a shift.\n",
+        "width of the drift's field; its variance is still chosen from the data. A width that is "
+        "given also keeps the match from being extended, which the default does.\n",
     ]
     for study, title in STUDIES.items():
         found = [c for c in figures["comparison"] if c["study"] == study]

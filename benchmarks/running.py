@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import Case, Detections, Truth, describe_detections
+from benchmarks.cases import Case, Cost, Detections, Truth, describe_detections
 from benchmarks.judge import judge_image, judge_map
 from benchmarks.methods import METHODS
 from benchmarks.results_files import Ledger, number, say
@@ -147,6 +147,9 @@ def _row(method: str, prepared: Prepared, reply: Reply, load: float) -> dict[str
     case = prepared.case
     is_charged = METHODS[method].needs == "spots"
     detection = prepared.detections.cost
+    # What was stopped or broke off has no cost that could be compared.
+    has_cost = reply.status not in ("failed", "unavailable")
+    charged = detection if is_charged else Cost(seconds=0.0, cpu_seconds=0.0)
     return {
         "case": case.key,
         "method": method,
@@ -154,13 +157,13 @@ def _row(method: str, prepared: Prepared, reply: Reply, load: float) -> dict[str
         "seed": case.seed,
         "status": reply.status,
         "reason": reply.reason,
-        "seconds": reply.seconds,
-        "cpu_seconds": reply.cpu_seconds,
+        "seconds": reply.seconds if has_cost else None,
+        "cpu_seconds": reply.cpu_seconds if has_cost else None,
         "warp_seconds": reply.warp_seconds,
-        "detect_seconds": detection.seconds if is_charged else 0.0,
-        "detect_cpu_seconds": detection.cpu_seconds if is_charged else 0.0,
-        "total_seconds": reply.seconds + (detection.seconds if is_charged else 0.0),
-        "total_cpu_seconds": reply.cpu_seconds + (detection.cpu_seconds if is_charged else 0.0),
+        "detect_seconds": charged.seconds,
+        "detect_cpu_seconds": charged.cpu_seconds,
+        "total_seconds": reply.seconds + charged.seconds if has_cost else None,
+        "total_cpu_seconds": reply.cpu_seconds + charged.cpu_seconds if has_cost else None,
         "memory_bytes": reply.memory_bytes,
         "load_before": load,
         "errors": None,

@@ -22,7 +22,7 @@ def refit(points: Floats, values: Floats, prior: Prior, at: Floats) -> Floats:
     ndim = points.shape[1]
 
     def covariance(a: Floats, b: Floats) -> Floats:
-        return prior.covariance(np.linalg.norm(a[:, None] - b, axis=2), ndim)
+        return prior.covariance(np.linalg.norm(a[:, None] - b, axis=2))
 
     trend = np.column_stack([points, np.ones(len(points))])
     corner = np.zeros((ndim + 1, ndim + 1))
@@ -126,6 +126,26 @@ def test_many_pairs() -> None:
     assert 0 < np.isfinite(fit.residual).sum() <= 400
     error = np.linalg.norm(fit.transform(fixed) - bent(fixed), axis=1)
     assert np.median(error) < 0.05
+
+
+def test_clusters_far_apart_keep_their_pairs() -> None:
+    """The lattice cannot be as fine as the pairs are dense: the prior is one that it can hold."""
+    rng = np.random.default_rng(10)
+    centres = rng.uniform(0, 1000, (20, 3))
+    fixed = (centres[:, None] + rng.normal(0, 12, (20, 30, 3))).reshape(-1, 3)
+    moving = fixed + 5 * np.sin(fixed[:, ::-1] / 150)
+    fit = fit_kriging(fixed, moving)
+    own = np.linalg.norm(fit.transform(fixed) - moving, axis=1)
+    assert np.median(own) < 0.3
+
+
+def test_pairs_at_one_place_count_once() -> None:
+    fixed = scattered(150, 3)
+    twice = np.concatenate([fixed, fixed + 1e-9])
+    fit = fit_kriging(twice, bent(twice))
+    assert fit.is_kept.sum() == 150
+    plain = fit_kriging(fixed, bent(fixed))
+    np.testing.assert_allclose(fit.transform(fixed), plain.transform(fixed), atol=1e-5)
 
 
 def test_too_few_pairs_are_refused() -> None:

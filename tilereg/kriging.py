@@ -24,7 +24,7 @@ from tilereg.errors import InputError
 from tilereg.field import cover, mean_spacing, split_affine
 from tilereg.lattice import Lattice, NormalEquations
 from tilereg.points import check_points
-from tilereg.smoothing import Coherent, Smoother, ThinPlate
+from tilereg.smoothing import Coherent
 from tilereg.transform import Affine, DisplacementField, Transform
 
 __all__ = [
@@ -39,7 +39,7 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 
-_BETAS = (48.0, 32.0, 22.0, 16.0, 11.0, 8.0, 5.5, 4.0, 2.8, 2.0)
+_BETAS = (math.inf, 48.0, 32.0, 22.0, 16.0, 11.0, 8.0, 5.5, 4.0, 2.8, 2.0)
 _NOISES = tuple(10.0 ** (0.5 * k) for k in range(-18, 5))
 # Pairs that a prior is chosen from: some from everywhere, most of them in patches, where they are
 # as dense as all are.
@@ -55,9 +55,11 @@ _ROUNDS = 6
 _FLAT, _NOTHING = 1e-9, 1e-12
 _LEAST_KEPT = 0.8
 # Distance of the nodes in mean spacings, and how many there may be.
-_NODE_STEP, _COARSE_STEP = 1.0, 2.0
+_NODE_STEP, _COARSE_STEP = 0.8, 2.0
 _MOST_NODES, _FEWEST_NODES = 60_000, 3000
-_BEYOND = 6
+# Where a spline through pairs needs nodes, and points so near, in extents, are at one place.
+_PLATE_STEP, _SAME = 2.0, 1e-7
+_BEYOND = 4
 _BATCH = 4_000_000
 
 
@@ -68,30 +70,22 @@ class Prior:
     Parameters
     ----------
     beta : float
-        Width of the Gaussian covariance in mean spacings of the pairs; infinite for the
-        thin-plate spline, whose generalised covariance is that of Duchon (1977).
+        Width of the Gaussian covariance in mean spacings of the pairs; infinite for a spline
+        with the generalised covariance ``r^2 log r``: the thin-plate spline in 2D, in 3D a
+        smoother one of the same family (Duchon 1977), that of `scipy.interpolate`.
     noise : float
-        Variance of a pair in units of the covariance at distance zero; for the thin-plate
-        spline the weight of the bending energy ``int |D^2 u|^2``.
+        Variance of a pair in units of the covariance.
     """
 
     beta: float
     noise: float
 
-    def covariance(self, distance: Floats, ndim: int) -> Floats:
+    def covariance(self, distance: Floats) -> Floats:
         """Return the covariance at (N, M) distances in mean spacings."""
         if math.isfinite(self.beta):
             return np.asarray(np.exp(-0.5 * (distance / self.beta) ** 2))
-        if ndim == 3:
-            return -distance / (8 * math.pi)
         square = distance**2
-        return 0.5 * square * np.log(np.maximum(square, 1e-300)) / (8 * math.pi)
-
-    def smoother(self, spacing: float) -> tuple[Smoother, float]:
-        """Return the same prior on a lattice, and the weight of a pair."""
-        if math.isfinite(self.beta):
-            return Coherent(self.beta, 1.0), 1.0 / self.noise
-        return ThinPlate(self.noise, spacing), 1.0
+        return np.asarray(0.5 * square * np.log(np.maximum(square, 1e-300)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +100,8 @@ class Kriging:
     unit : float, micrometre
         Mean spacing of the pairs.
     is_kept : (K,) bool ndarray
-        False for pairs that contradict their neighbours.
+        False for pairs that contradict their neighbours, and for all but one of several at one
+        place.
     residual : (K,) ndarray, micrometre
         How far off the other pairs predict each pair; of some of them where there are many,
         NaN for the rest and for those left out.
@@ -162,12 +157,22 @@ def fit_kriging(
             f"Cannot fit a field to {x.shape} fixed and {y.shape} moving points. At least "
             f"{ndim + 2} pairs of the same dimension are needed."
         )
-    unit, centre = mean_spacing(x), x.mean(axis=0)
+    single = _single(x)
+    unit, centre = mean_spacing(x[single]), x.mean(axis=0)
     points, targets = (x - centre) / unit, (y - centre) / unit
     low, high = (x.min(axis=0), x.max(axis=0)) if domain is None else domain
     low, high = ((np.asarray(side) - centre) / unit for side in (low, high))
-    prior, kept, residual = _consistent(points, targets)
-    affine, field = _on_lattice(points[kept], targets[kept], prior, low, high)
+    is_exact = single.sum() <= _MOST_EXACT
+    step, most = (
+        (_NODE_STEP, _MOST_NODES) if is_exact else (_COARSE_STEP, max(_FEWEST_NODES, len(x)))
+    )
+    lattice = cover(low, high, step, most)
+    residual = np.full(len(x), np.nan)
+    kept = single.copy()
+    betas = tuple(b for b in _BETAS if _is_held(b, lattice, int(single.sum())))
+    prior, agrees, residual[single] = _consistent(points[single], targets[single], betas)
+    kept[single] = agrees
+    affine, field = _on_lattice(points[kept], targets[kept], prior, lattice)
     world = Affine(affine.matrix, unit * affine.offset + centre - affine.matrix @ centre)
     scaled = DisplacementField(
         field.coefficients * unit, field.origin * unit + centre, field.spacing * unit
@@ -181,7 +186,29 @@ def fit_kriging(
     )
 
 
-def choose_prior(points: Floats, values: Floats) -> tuple[Prior, Floats, NDArray[np.int64]]:
+def _single(points: Floats) -> NDArray[np.bool_]:
+    """Return which points are the only or the first one at their place."""
+    extent = float(np.ptp(points, axis=0).max())
+    pairs = cKDTree(points).query_pairs(_SAME * extent, output_type="ndarray")
+    single = np.ones(len(points), dtype=bool)
+    single[pairs[:, 1]] = False
+    # Of points that are all at one place.
+    if single.sum() < points.shape[1] + 2:
+        single[:] = True
+    return single
+
+
+def _is_held(beta: float, lattice: Lattice, num_pairs: int) -> bool:
+    """Whether a lattice is fine enough for fields of this width; the widest is always there."""
+    if num_pairs > _MOST_EXACT and not math.isfinite(beta):
+        return False
+    finest = _PLATE_STEP if not math.isfinite(beta) else Coherent(beta, 1.0).spacing
+    return beta == _BETAS[1] or max(lattice.spacing) <= 1.01 * finest
+
+
+def choose_prior(
+    points: Floats, values: Floats, betas: tuple[float, ...] = _BETAS
+) -> tuple[Prior, Floats, NDArray[np.int64]]:
     """Choose the prior that predicts values at points best from the values at the others.
 
     Parameters
@@ -190,6 +217,8 @@ def choose_prior(points: Floats, values: Floats) -> tuple[Prior, Floats, NDArray
         In mean spacings.
     values : (K, D) ndarray
         Displacements; affine maps are free.
+    betas : tuple of float
+        Widths to choose from.
 
     Returns
     -------
@@ -203,7 +232,7 @@ def choose_prior(points: Floats, values: Floats) -> tuple[Prior, Floats, NDArray
     points, values = points[rows], values[rows]
     found = [
         (Prior(beta, noise), residual)
-        for beta in (math.inf, *_BETAS)
+        for beta in betas
         for noise, residual in zip(
             _NOISES, residuals_of(points, values, beta, _NOISES), strict=True
         )
@@ -226,8 +255,7 @@ def leave_one_out(points: Floats, values: Floats, prior: Prior) -> Floats:
         Displacements.
     prior : Prior
     """
-    ndim = points.shape[1]
-    system = prior.covariance(cdist(points, points), ndim)
+    system = prior.covariance(cdist(points, points))
     rest = _without_trend(points)
     inner = rest.T @ system @ rest
     inner[np.diag_indices_from(inner)] += prior.noise
@@ -251,7 +279,7 @@ def residuals_of(
         One prior each.
     """
     rest = _without_trend(points)
-    covariance = Prior(beta, 0.0).covariance(cdist(points, points), points.shape[1])
+    covariance = Prior(beta, 0.0).covariance(cdist(points, points))
     energies, modes = eigh(rest.T @ covariance @ rest, driver="evd", overwrite_a=True)
     modes = rest @ modes
     energies = np.maximum(energies, 0.0)
@@ -283,11 +311,13 @@ def sampled(points: Floats) -> NDArray[np.int64]:
     return np.unique(np.concatenate([order[:_SPREAD], patches.ravel()]))
 
 
-def _consistent(points: Floats, targets: Floats) -> tuple[Prior, NDArray[np.bool_], Floats]:
+def _consistent(
+    points: Floats, targets: Floats, betas: tuple[float, ...]
+) -> tuple[Prior, NDArray[np.bool_], Floats]:
     """Choose a prior, leave out pairs that contradict their neighbours, choose again."""
     kept = np.ones(len(points), dtype=bool)
     if not _NEIGHBOURS + points.shape[1] + 1 < len(points) <= _MOST_EXACT:
-        prior, errors, rows = choose_prior(points, _bent(points, targets))
+        prior, errors, rows = choose_prior(points, _bent(points, targets), betas)
         residual = np.full(len(points), np.nan)
         residual[rows] = errors
         if len(points) > _MOST_EXACT:
@@ -296,7 +326,7 @@ def _consistent(points: Floats, targets: Floats) -> tuple[Prior, NDArray[np.bool
     for _ in range(_ROUNDS):
         x, y = points[kept], targets[kept]
         values = _bent(x, y)
-        prior, errors, rows = choose_prior(x, values)
+        prior, errors, rows = choose_prior(x, values, betas)
         if len(rows) < len(x):
             errors = np.linalg.norm(leave_one_out(x, values, prior), axis=1)
         bad = _contradicted(x, errors)
@@ -323,28 +353,25 @@ def _contradicted(points: Floats, errors: Floats) -> NDArray[np.bool_]:
 
 
 def _on_lattice(
-    points: Floats, targets: Floats, prior: Prior, low: Floats, high: Floats
+    points: Floats, targets: Floats, prior: Prior, lattice: Lattice
 ) -> tuple[Affine, DisplacementField]:
-    """Fit the field of a prior, and hold it on a lattice over a box."""
+    """Fit the field of a prior, and hold it on a lattice."""
     affine = fit_affine(points, targets, np.ones(len(points)), prior=1e-6)
     values = targets - affine(points)
     if len(points) <= _MOST_EXACT:
-        lattice = cover(low, high, _NODE_STEP, _MOST_NODES)
         trend, weights = _weights(points, values, prior)
         held = _interpolated(points, weights, prior, lattice)
         return Affine(affine.matrix + trend[:-1].T, affine.offset + trend[-1]), held
-    most = max(_FEWEST_NODES, len(points) // 2)
-    step = min(Coherent(prior.beta, 1.0).spacing, _COARSE_STEP)
-    lattice = cover(low, high, step, most)
-    smoother, weight = prior.smoother(max(lattice.spacing))
-    equations = NormalEquations.assemble(lattice, points, np.full(len(points), weight), values)
-    return affine, lattice.field(smoother.solve(equations, tolerance=1e-4).coefficients)
+    weight = np.full(len(points), 1.0 / prior.noise)
+    equations = NormalEquations.assemble(lattice, points, weight, values)
+    solution = Coherent(prior.beta, 1.0).solve(equations, tolerance=1e-4)
+    return affine, lattice.field(solution.coefficients)
 
 
 def _weights(points: Floats, values: Floats, prior: Prior) -> tuple[Floats, Floats]:
     """Return the affine trend (D + 1, D) of values, and the points' weights in the covariance."""
     rest = _without_trend(points)
-    system = prior.covariance(cdist(points, points), points.shape[1])
+    system = prior.covariance(cdist(points, points))
     system[np.diag_indices_from(system)] += prior.noise
     inner = cho_factor(rest.T @ system @ rest, lower=True, overwrite_a=True)
     weights = rest @ cho_solve(inner, rest.T @ values)
@@ -372,7 +399,7 @@ def _interpolated(
     rows = max(1, _BATCH // len(points))
     for start in range(0, len(flat), rows):
         distance = cdist(flat[start : start + rows], points)
-        out[start : start + rows] = prior.covariance(distance, lattice.ndim) @ weights
+        out[start : start + rows] = prior.covariance(distance) @ weights
     values: NDArray[np.float64] = out.reshape(nodes.shape)
     for axis, num_nodes in enumerate(lattice.nodes):
         if num_nodes > 1:

@@ -316,7 +316,7 @@ def fit_transform(match: Match, grid: Grid, settings: Settings) -> Fit:
             domain=grid.bounds,
         )
         candidates = {"thin-plate": fit.transform}
-    elif match.model == "field" and wanted.model != "coherent" and kept.sum() > 2 * grid.ndim:
+    elif match.model == "field" and _wants_kriging(match, settings):
         kriging = fit_kriging(pairs.fixed[kept], pairs.moving[kept], domain=grid.bounds)
         candidates["kriging"] = kriging.transform
         if wanted.model == "kriging":
@@ -327,7 +327,9 @@ def fit_transform(match: Match, grid: Grid, settings: Settings) -> Fit:
     residual = np.linalg.norm(transform(pairs.fixed) - pairs.moving, axis=1)
     description = {
         "field": name if match.model == "field" else match.model,
-        "held_out_rms_um": {n: loss for n, loss in losses.items() if math.isfinite(loss)},
+        "held_out_rms_um": {
+            n: loss for n, loss in losses.items() if pairs.held_out.any() and math.isfinite(loss)
+        },
     }
     folded = describe_field(transform, grid)["fold_share"]
     warnings = []
@@ -342,6 +344,18 @@ def fit_transform(match: Match, grid: Grid, settings: Settings) -> Fit:
             f"no {wanted.model} field was fitted"
         )
     return Fit(transform, replace(pairs, residual=residual), description, warnings)
+
+
+def _wants_kriging(match: Match, settings: Settings) -> bool:
+    """Whether a new field is fitted: on request, or where held-out pairs can compare it.
+
+    A coherence width that was asked for is kept.
+    """
+    pairs, wanted = match.correspondences, settings.field.model
+    if (~pairs.held_out).sum() <= 2 * match.transform.ndim:
+        return False
+    may_compare = bool(pairs.held_out.any()) and settings.match.beta is None
+    return wanted == "kriging" or (wanted == "auto" and may_compare)
 
 
 def _held_out_rms(pairs: Correspondences, transform: Transform) -> float:

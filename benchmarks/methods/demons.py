@@ -20,7 +20,11 @@ _FEWEST_VOXELS = 16
 
 
 def as_published(scene: Scene) -> Recovered:
-    """Run 50 iterations at full resolution, both smoothings as published."""
+    """Run 50 iterations at full resolution, with the published calls.
+
+    Of its two smoothings only that of the field takes place: `SetUpdateFieldStandardDeviations`
+    has no effect unless `SmoothUpdateFieldOn` is called.
+    """
     fixed, moving = _images(scene)
     return _recovered(scene, _filter().Execute(fixed, moving))
 

@@ -8,7 +8,7 @@ held-out spots decide which round, if any, is better than the map of the drift.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,11 +52,14 @@ class Extension:
         Standard deviation of a pair an axis, as the other pairs predict it.
     beta : float
         Coherence width of its field in spacings; infinite for a thin-plate spline.
+    num_compared : int
+        Maps among which the held-out spots have chosen it.
     """
 
     transform: Transform
     sigma: float
     beta: float
+    num_compared: int = 1
 
 
 def extend(
@@ -74,7 +77,7 @@ def extend(
     fixed, moving : (N, D), (M, D) ndarrays
         In units of the mean spacing.
     held : (N,) bool ndarray
-        Spots that judge. They take their partners, but never enter a fit.
+        Spots that judge. They take their partners, but never enter a fit, nor tell about others.
     map_ : Transform
         From where to extend.
     sigma : float
@@ -90,21 +93,23 @@ def extend(
         found = scene.pairs(map_, sigma, is_first=number == 0)
         if found is None:
             break
-        pairs, is_gain = found
+        pairs, source = found
         if (key := (pairs[0].tobytes(), pairs[1].tobytes())) == last:
             break
         last = key
         extension = scene.fit(*pairs)
         map_, sigma = extension.transform, extension.sigma
         misses = scene.misses(map_)
-        closer = misses[1] < least[1] - (0.0 if is_gain else _CLOSER)
-        if closer or (is_gain and misses[0] < least[0] - _LEAST_FOUND):
+        # What grew is hardly chance. What was assigned, or only fitted anew, must show itself.
+        has_grown = source == "grown"
+        closer = misses[1] < least[1] - (0.0 if has_grown else _CLOSER)
+        if closer or (has_grown and misses[0] < least[0] - _LEAST_FOUND):
             best, least, failures = extension, misses, 0
         else:
             failures += 1
         if failures >= _PATIENCE:
             break
-    return best
+    return None if best is None else replace(best, num_compared=number + 2)
 
 
 @dataclass(frozen=True)
@@ -125,8 +130,11 @@ class _Scene:
 
     def pairs(
         self, map_: Transform, sigma: float, *, is_first: bool
-    ) -> tuple[tuple[Rows, Rows], bool] | None:
-        """Return all pairs that follow from a map, and whether many were added; None if few."""
+    ) -> tuple[tuple[Rows, Rows], str] | None:
+        """Return all pairs that follow from a map; None where they are not worth a fit.
+
+        And where from: 'grown' or 'assigned' where many were added, else 'near'.
+        """
         ndim = self.fixed.shape[1]
         moved = map_(self.fixed)
         near = GATE * math.sqrt(ndim) * sigma
@@ -135,16 +143,19 @@ class _Scene:
             ours, theirs = self._wide(moved, near, (ours, theirs))
         if len(ours) <= 2 * ndim:
             return None
-        growth = grow(self.fixed, moved, self.moving, ours, theirs, sigma=sigma)
-        is_gain = growth.is_gain_over(len(ours))
-        if not is_gain and not is_first and len(ours) <= _MOST_REFITTED:
-            growth = assign_rest(self.fixed, moved, self.moving, ours, theirs, sigma=sigma)
-            is_gain = growth.is_gain_over(len(ours))
-        if not is_gain:
-            growth = Growth(ours, theirs, 0.0)
-        if not is_gain and len(ours) > _MOST_REFITTED:
+        growth, source = Growth(ours, theirs, 0.0), "near"
+        for name, add in (("grown", grow), ("assigned", assign_rest)):
+            if name == "assigned" and (is_first or len(ours) > _MOST_REFITTED):
+                break
+            found = add(self.fixed, moved, self.moving, ours, theirs, sigma=sigma, judges=self.held)
+            if found.is_gain_over(len(ours)):
+                growth, source = found, name
+                break
+        if source == "near" and len(ours) > _MOST_REFITTED:
             return None
-        return (growth.fixed_rows, growth.moving_rows), is_gain
+        if (~self.held[growth.fixed_rows]).sum() <= 2 * ndim:
+            return None
+        return (growth.fixed_rows, growth.moving_rows), source
 
     def _wide(self, moved: Floats, near: float, pairs: tuple[Rows, Rows]) -> tuple[Rows, Rows]:
         """Return the pairs within the widest reach at which chance adds hardly any."""
@@ -169,5 +180,8 @@ class _Scene:
             guess = pair_sigma(plate(self.fixed), self.moving, 0.1, self.held)
             return Extension(plate, guess, math.inf)
         fit = fit_kriging(x, y, domain=self.box)
-        sigma = float(np.nanmedian(fit.residual)) / _MEDIAN_LENGTH[ndim]
+        # The pairs' own residuals matter where a lattice is too coarse for the field.
+        own = np.linalg.norm(fit.transform(x) - y, axis=1)[fit.is_kept]
+        length = max(float(np.nanmedian(fit.residual)), float(np.median(own)))
+        sigma = length / _MEDIAN_LENGTH[ndim]
         return Extension(fit.transform, max(sigma, 1e-6), fit.prior.beta * fit.unit)

@@ -47,7 +47,7 @@ _CLEAR = 0.6
 # A pair that is off by this, and by so many times its neighbours' errors, is taken back.
 _TOLERATED, _CONTRADICTED, _ABSURD = 0.7, 8.0, 1.4
 # The rest is assigned where neither cloud has more spots left, within so many spacings.
-_MOST_LEFT, _REST_REACH = 3000, 1.5
+_MOST_LEFT, _REST_REACH = 1000, 1.5
 _MOST_RETURNS = 5
 # Added to the spline's system, in its own unit: pairs are not exact, slopes across a plane zero.
 _NOISE, _RIDGE = 0.02, 0.05
@@ -78,7 +78,14 @@ class Growth:
 
 
 def grow(
-    fixed: Floats, moved: Floats, moving: Floats, ours: Rows, theirs: Rows, *, sigma: float = 0.0
+    fixed: Floats,
+    moved: Floats,
+    moving: Floats,
+    ours: Rows,
+    theirs: Rows,
+    *,
+    sigma: float = 0.0,
+    judges: NDArray[np.bool_] | None = None,
 ) -> Growth:
     """Add the pairs that follow from the known ones.
 
@@ -93,14 +100,16 @@ def grow(
         Rows of known pairs.
     sigma : float
         Standard deviation of a known pair an axis.
+    judges : (N,) bool ndarray, optional
+        Spots that are given partners like all others, but tell nothing about other spots.
 
     Returns
     -------
     Growth
     """
-    if len(ours) < fixed.shape[1] + 2:
+    scene = _Scene.of(fixed, moved, moving, sigma, judges)
+    if scene.tells[ours].sum() < fixed.shape[1] + 2:
         return Growth(ours, theirs, 0.0)
-    scene = _Scene(fixed, moved, moving, math.sqrt(fixed.shape[1]) * sigma, steps_aside(moving))
     partner = np.full(len(fixed), -1, dtype=np.int64)
     partner[ours] = theirs
     by_chance = 0.0
@@ -117,7 +126,14 @@ def grow(
 
 
 def assign_rest(
-    fixed: Floats, moved: Floats, moving: Floats, ours: Rows, theirs: Rows, *, sigma: float = 0.0
+    fixed: Floats,
+    moved: Floats,
+    moving: Floats,
+    ours: Rows,
+    theirs: Rows,
+    *,
+    sigma: float = 0.0,
+    judges: NDArray[np.bool_] | None = None,
 ) -> Growth:
     """Assign the spots that have no partner to each other, those left out that contradict.
 
@@ -126,9 +142,10 @@ def assign_rest(
     of `grow`; nothing is added where many are left.
     """
     rest = np.setdiff1d(np.arange(len(fixed)), ours), np.setdiff1d(np.arange(len(moving)), theirs)
-    if len(ours) < fixed.shape[1] + 2 or not 0 < max(map(len, rest)) <= _MOST_LEFT:
+    scene = _Scene.of(fixed, moved, moving, sigma, judges)
+    is_few = scene.tells[ours].sum() < fixed.shape[1] + 2
+    if is_few or not 0 < max(map(len, rest)) <= _MOST_LEFT:
         return Growth(ours, theirs, 0.0)
-    scene = _Scene(fixed, moved, moving, math.sqrt(fixed.shape[1]) * sigma, steps_aside(moving))
     partner = np.full(len(fixed), -1, dtype=np.int64)
     partner[ours] = theirs
     rows, columns = _assigned(moved[rest[0]], moving[rest[1]])
@@ -162,6 +179,21 @@ class _Scene:
     moving: Floats
     noise: float  # error of a pair, all axes together
     aside: Floats
+    tells: NDArray[np.bool_]  # which of `fixed` may tell about others
+
+    @classmethod
+    def of(
+        cls,
+        fixed: Floats,
+        moved: Floats,
+        moving: Floats,
+        sigma: float,
+        judges: NDArray[np.bool_] | None,
+    ) -> _Scene:
+        """Gather what does not change."""
+        tells = np.ones(len(fixed), dtype=bool) if judges is None else ~judges
+        noise = math.sqrt(fixed.shape[1]) * sigma
+        return cls(fixed, moved, moving, noise, steps_aside(moving), tells)
 
     def rim(self, partner: Rows) -> Rows:
         """Return the spots without a partner next to those that have one."""
@@ -183,7 +215,7 @@ class _Scene:
         """Give partners to spots of the rim; return to how many, and how many by chance."""
         known = _Known.of(self, partner)
         free = np.ones(len(self.moving), dtype=bool)
-        free[partner[known.rows]] = False
+        free[partner[partner >= 0]] = False
         candidates = np.flatnonzero(free)
         near = known.near(self.fixed[rim])
         predicted = self.moved[rim] + known.predict(self.fixed[rim], near)
@@ -222,7 +254,7 @@ class _Known:
     @classmethod
     def of(cls, scene: _Scene, partner: Rows) -> _Known:
         """Gather the pairs."""
-        rows = np.flatnonzero(partner >= 0)
+        rows = np.flatnonzero((partner >= 0) & scene.tells)
         points = scene.fixed[rows]
         return cls(rows, points, scene.moving[partner[rows]] - scene.moved[rows], cKDTree(points))
 

@@ -40,6 +40,7 @@ _MOST_HELD_OUT = 5000
 _CERTAIN = -5.0
 _CERTAIN_OF_FEW = -3.5
 _VOTE_CELL = 2.5
+_MOST_NODES = 1_000_000
 # Share of the spots with a partner that have one of their own, where no map has collapsed.
 _ONE_TO_ONE = 0.8
 
@@ -130,6 +131,7 @@ def match_spots(
         beta=None if beta is None else beta / unit.scale,
         max_iterations=max_iterations,
     )
+    _check_width(matcher, beta)
     pose = (
         find_pose(matcher.fitted, matcher.moving, max_rotation=max_rotation)
         if initial is None
@@ -190,6 +192,9 @@ class _Matcher:
             seen = pair_sigma(inner(self.fixed), self.moving, extension.sigma)
             sigma = max(seen, extension.sigma)
         matched, chance, evidence = self._verdict(inner, sigma, chosen, pose)
+        if extension is not None:
+            # The same spots have chosen among several maps.
+            evidence += math.log10(extension.num_compared)
         transform = unit.transform_out(affine, field)
         pairs = correspondences(self.fixed, inner(self.fixed), self.moving, sigma, self.held)
         pairs = replace(
@@ -352,6 +357,20 @@ def _check_numbers(
         raise InputError(f"Invalid beta {beta} um. It must be > 0 and finite.")
     if max_iterations < 1:
         raise InputError(f"Invalid max_iterations {max_iterations}. It must be at least 1.")
+
+
+def _check_width(matcher: _Matcher, beta: float | None) -> None:
+    """Raise where a coherence width is so small that its lattice could not be held."""
+    if matcher.beta is None or beta is None:
+        return
+    size = Lattice.cover(matcher.low, matcher.high, Coherent(matcher.beta, 1.0).spacing).size
+    if size > _MOST_NODES:
+        ndim = matcher.fixed.shape[1]
+        least = beta * (size / _MOST_NODES) ** (1 / ndim)
+        raise InputError(
+            f"Invalid beta {beta} um. A field this fine over the fixed spots would have {size} "
+            f"nodes, and at most {_MOST_NODES} are held; use {least:.3g} um or more."
+        )
 
 
 def _hold_out(count: int, share: float, seed: int) -> NDArray[np.bool_]:

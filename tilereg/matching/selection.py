@@ -141,7 +141,10 @@ def _field_losses(
 
         def loss_of(prior: Coherent) -> float:
             if prior not in tried:
-                tried[prior] = _field_loss(prior, source, shift, sigma, folds)
+                # A width that was asked for is taken.
+                is_out = len(betas) > 1 and _is_too_fine(source, prior.beta)
+                loss = np.inf if is_out else _field_loss(prior, source, shift, sigma, folds)
+                tried[prior] = loss
             return tried[prior]
 
         _descend(loss_of, betas)
@@ -150,7 +153,7 @@ def _field_losses(
     noises = tuple(sigma**2 / variance for variance in _VARIANCES)
     losses: dict[Coherent, float] = {}
     for beta in betas:
-        if _is_too_fine(_lattice(source, beta), len(source)):
+        if len(betas) > 1 and _is_too_fine(source, beta):
             losses |= {Coherent(beta, variance): np.inf for variance in _VARIANCES}
             continue
         found = residuals_of(source[rows], shift[rows], beta, noises)
@@ -164,9 +167,9 @@ def _lattice(points: Floats, beta: float) -> Lattice:
     return Lattice.cover(points.min(axis=0), points.max(axis=0), Coherent(beta, 1.0).spacing)
 
 
-def _is_too_fine(lattice: Lattice, num_pairs: int) -> bool:
-    """Whether a lattice has far more nodes than there are pairs to hold it."""
-    return lattice.size > max(_LEAST_NODES, _MOST_NODES_A_PAIR * num_pairs)
+def _is_too_fine(points: Floats, beta: float) -> bool:
+    """Whether the lattice of a width has far more nodes than there are pairs to hold it."""
+    return _lattice(points, beta).size > max(_LEAST_NODES, _MOST_NODES_A_PAIR * len(points))
 
 
 def _folds(count: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
@@ -206,10 +209,8 @@ def _field_loss(
     sigma: float,
     folds: Folds,
 ) -> float:
-    """Return the held-out residual of a field; infinite where its lattice is too fine."""
+    """Return the held-out residual of a field."""
     lattice = _lattice(source, prior.beta)
-    if _is_too_fine(lattice, len(source)):
-        return np.inf
     residuals = []
     for fit, judge in folds:
         weights = np.full(len(fit), 1 / sigma**2)

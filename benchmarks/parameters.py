@@ -324,7 +324,7 @@ def _every_setting(found: Sequence[dict[str, Any]]) -> str:
     lines = [
         [
             str(c["place"]),
-            *[number(c["errors"].get(s)) + (" (no field)" * (s in c["refused"])) for s in settings],
+            *[number(c["errors"].get(s)) for s in settings],
         ]
         for c in found
     ]

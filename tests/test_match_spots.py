@@ -202,5 +202,5 @@ def test_fifty_thousand_spots() -> None:
 
 def test_a_width_that_no_lattice_can_hold_is_refused() -> None:
     points = np.random.default_rng(0).uniform(0, 100, (300, 3))
-    with pytest.raises(InputError, match="use .* um or more"):
+    with pytest.raises(InputError, match=r"use .* um or more"):
         match_spots(points, points, beta=0.5)

@@ -49,6 +49,19 @@ def test_a_width_that_is_asked_for_is_kept(match: Match) -> None:
     assert fit.transform is match.transform
 
 
+def test_an_extended_match_keeps_its_field() -> None:
+    fixed = np.random.default_rng(0).uniform(0, 100, (500, 3))
+    gap = fixed - 50
+    moving = fixed + 8 * np.exp(-0.5 * (gap**2).sum(axis=1, keepdims=True) / 15**2)
+    match = match_spots(fixed, moving)
+    assert match.details["extended"]
+    fit = fit_transform(match, GRID, Settings())
+    assert fit.description["field"] == "kriging"
+    assert fit.transform is match.transform
+    spline = fit_transform(match, GRID, Settings().with_overrides(["field.model=thin-plate"]))
+    assert spline.description["field"] == "thin-plate"
+
+
 def test_without_held_out_pairs_nothing_is_compared() -> None:
     pair = make_pair(500, overlap=0.8, seed=1)
     match = match_spots(pair.fixed, pair.moving, held_out=0.0)

@@ -302,7 +302,9 @@ def fit_transform(match: Match, grid: Grid, settings: Settings) -> Fit:
     The one that predicts the held-out pairs better is used, unless the settings name one.
     """
     wanted, pairs = settings.field, match.correspondences
-    candidates = {"coherent": match.transform}
+    # An extended match has such a field already, and from more pairs than are listed as certain.
+    own = "kriging" if match.details.get("extended") and wanted.model != "coherent" else "coherent"
+    candidates = {own: match.transform}
     asked = wanted.smoothing is not None or wanted.spacing is not None
     thin_plate = wanted.model == "thin-plate" or asked
     kept = ~pairs.held_out
@@ -349,9 +351,11 @@ def fit_transform(match: Match, grid: Grid, settings: Settings) -> Fit:
 def _wants_kriging(match: Match, settings: Settings) -> bool:
     """Whether a new field is fitted: on request, or where held-out pairs can compare it.
 
-    A coherence width that was asked for is kept.
+    A coherence width that was asked for is kept, and so is the field of an extended match.
     """
     pairs, wanted = match.correspondences, settings.field.model
+    if match.details.get("extended"):
+        return False
     if (~pairs.held_out).sum() <= 2 * match.transform.ndim:
         return False
     may_compare = bool(pairs.held_out.any()) and settings.match.beta is None

@@ -204,3 +204,17 @@ def test_a_width_that_no_lattice_can_hold_is_refused() -> None:
     points = np.random.default_rng(0).uniform(0, 100, (300, 3))
     with pytest.raises(InputError, match=r"use .* um or more"):
         match_spots(points, points, beta=0.5)
+
+
+def test_few_held_out_spots_do_not_decide_over_a_shift() -> None:
+    """All spots judge a map of few parameters: sixteen held-out ones are too few for that."""
+    rng = np.random.default_rng(4)
+    common = rng.uniform(0, 200, (46, 2))
+    fixed = np.concatenate([common, rng.uniform(0, 200, (37, 2))])
+    moving = np.concatenate([common, rng.uniform(0, 200, (19, 2))]) + [1.2, -4.2]
+    match = match_spots(fixed, moving + rng.normal(0, 0.4, moving.shape))
+    assert match.is_ok
+    assert match.model in ("translation", "rigid", "affine")
+    assert match.evidence < -15
+    shift = match.transform(np.array([[100.0, 100.0]]))[0] - 100
+    assert np.abs(shift - [1.2, -4.2]).max() < 0.5

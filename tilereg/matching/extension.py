@@ -36,7 +36,7 @@ _REACHES, _MOST_BY_CHANCE = (0.27, 0.14, 0.07), 0.01
 _EXACT = 0.02
 # By how much held-out spots must come closer: in the mean where something was found, else in the
 # mean logarithm.
-_LEAST_FOUND, _CLOSER = 0.005, 0.02
+_LEAST_FOUND, _CLOSER, _MUCH_CLOSER = 0.005, 0.02, 0.1
 # Median length of a normal vector in standard deviations of a component.
 _MEDIAN_LENGTH = {2: 1.177, 3: 1.538}
 
@@ -69,6 +69,8 @@ def extend(
     map_: Transform,
     sigma: float,
     box: tuple[Floats, Floats],
+    *,
+    is_simple: bool = False,
 ) -> Extension | None:
     """Return the map that is closest to the held-out spots' partners; None if nothing is closer.
 
@@ -84,6 +86,8 @@ def extend(
         Standard deviation of a pair an axis.
     box : pair of (D,) ndarrays
         Where the field may vary.
+    is_simple : bool
+        Whether the map has no field yet: then one must be clearly better.
     """
     scene = _Scene(fixed, moving, held, box, steps_aside(moving))
     best, least = None, scene.misses(map_)
@@ -102,7 +106,8 @@ def extend(
         misses = scene.misses(map_)
         # What grew is hardly chance. What was assigned, or only fitted anew, must show itself.
         has_grown = source == "grown"
-        closer = misses[1] < least[1] - (0.0 if has_grown else _CLOSER)
+        margin = 0.0 if has_grown else _MUCH_CLOSER if is_simple and best is None else _CLOSER
+        closer = misses[1] < least[1] - margin
         if closer or (has_grown and misses[0] < least[0] - _LEAST_FOUND):
             best, least, failures = extension, misses, 0
         else:

@@ -20,7 +20,7 @@ from tilereg.matching.cpd import Drift, drift
 from tilereg.matching.extension import extend
 from tilereg.matching.pairing import GATE, mutual_neighbours, pair_sigma
 from tilereg.matching.result import Match, correspondences, in_rows, nothing
-from tilereg.matching.selection import Selection, fit_simple, select_model
+from tilereg.matching.selection import SIMPLE_MODELS, Selection, fit_simple, select_model
 from tilereg.matching.votes import count_votes, fit_votes
 from tilereg.points import Spots, check_points
 from tilereg.smoothing import Coherent, Solution
@@ -185,13 +185,22 @@ class _Matcher:
         # Few spots judge themselves, and a width that was asked for is kept.
         if self.held.any() and self.beta is None:
             box = self.low, self.high
-            extension = extend(self.fixed, self.moving, self.held, inner, sigma, box)
+            extension = extend(
+                self.fixed,
+                self.moving,
+                self.held,
+                inner,
+                sigma,
+                box,
+                is_simple=chosen.model in SIMPLE_MODELS,
+            )
         if extension is not None:
             inner = extension.transform
             affine, field = inner.affine, inner.field
             seen = pair_sigma(inner(self.fixed), self.moving, extension.sigma)
             sigma = max(seen, extension.sigma)
-        matched, chance, evidence = self._verdict(inner, sigma, chosen, pose)
+        model = chosen.model if extension is None else "field"
+        matched, chance, evidence = self._verdict(inner, sigma, model, pose)
         if extension is not None:
             # The same spots have chosen among several maps.
             evidence += math.log10(extension.num_compared)
@@ -224,7 +233,7 @@ class _Matcher:
             share_chance=chance,
             residual_sigma=sigma * unit.scale,
             w=result.w,
-            model=chosen.model if extension is None else "field",
+            model=model,
             beta=unit.scale * (_beta(chosen) if extension is None else extension.beta),
             spacing=unit.scale,
             details={
@@ -304,7 +313,7 @@ class _Matcher:
         return map_
 
     def _verdict(
-        self, map_: Transform, sigma: float, chosen: Selection, pose: Coarse
+        self, map_: Transform, sigma: float, model: str, pose: Coarse
     ) -> tuple[float, float, float]:
         """Return the share of spots with a partner, the share by chance, and log10 of its odds."""
         cells = CellList.build(self.moving, 1.0)
@@ -315,11 +324,16 @@ class _Matcher:
         by_chance = np.mean([cells.count_within(moved + a, reach) > 0 for a in aside], axis=0)
         matched, chance = float(near.mean()), float(by_chance.mean())
         if not self.held.any():
-            return matched, chance, pose_evidence(self.fixed, self.moving, map_, chosen.model, pose)
+            return matched, chance, pose_evidence(self.fixed, self.moving, map_, model, pose)
         judged = int(self.held.sum())
         odds = max(float(by_chance[self.held].mean()), chance, 0.5 / judged / len(aside))
         log_odds = binom.logsf(int(near[self.held].sum()) - 1, judged, min(odds, 1.0))
-        return matched, chance, float(log_odds) / math.log(10)
+        evidence = float(log_odds) / math.log(10)
+        if model in SIMPLE_MODELS:
+            # So few parameters are paid for by a few spots: all others judge, held out or not.
+            every = pose_evidence(self.fixed, self.moving, map_, model, pose)
+            evidence = min(evidence, every) + math.log10(2)
+        return matched, chance, evidence
 
 
 def _beta(chosen: Selection) -> float:

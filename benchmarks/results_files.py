@@ -95,8 +95,30 @@ def write_results(name: str, content: dict[str, Any], text: str, folder: Path) -
     """Write ``NAME.json`` and ``NAME.md``."""
     folder.mkdir(parents=True, exist_ok=True)
     document = plain({"machine": machine(), **content})
-    (folder / f"{name}.json").write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+    (folder / f"{name}.json").write_text(_in_lines(_rounded(document)))
     (folder / f"{name}.md").write_text(text if text.endswith("\n") else text + "\n")
+
+
+def _rounded(value: Any) -> Any:
+    """Return plain data with numbers of six significant digits."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _in_lines(document: dict[str, Any]) -> str:
+    """Write JSON with a line an entry, and a line a row where an entry is a list of rows."""
+    entries = []
+    for key, value in document.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            rows = ",\n".join(json.dumps(row, allow_nan=False) for row in value)
+            text = f"[\n{rows}\n]"
+        else:
+            text = json.dumps(value, allow_nan=False)
+        entries.append(f"{json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(entries) + "\n}\n"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

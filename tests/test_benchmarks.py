@@ -294,6 +294,16 @@ def test_what_breaks_where() -> None:
     assert hard.holds_until([row(1, None, "failed")])[0]["until"] is None
 
 
+def test_results_have_a_line_a_row(tmp_path: Path) -> None:
+    content = {"seeds": 2, "runs": [{"a": 1.23456789, "b": None}, {"a": [2.0, np.inf]}], "none": []}
+    results_files.write_results("x", content, "# X", tmp_path)
+    text = (tmp_path / "x.json").read_text()
+    found = json.loads(text)
+    assert found["runs"] == [{"a": 1.23457, "b": None}, {"a": [2.0, None]}]
+    assert (found["seeds"], found["none"]) == (2, [])
+    assert '{"a": 1.23457, "b": null},' in text.splitlines()
+
+
 def test_numbers_and_spreads() -> None:
     write = results_files.number
     assert [write(v) for v in (0.01234, 1.5, 123.4, 2.9e-6, 0.0, None, float("nan"))] == [

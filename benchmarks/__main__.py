@@ -44,7 +44,12 @@ def parse(arguments: list[str] | None = None) -> tuple[str, Options]:
     parser.add_argument("--slow-seeds", type=int, help="seeds for methods that take minutes")
     parser.add_argument("--methods", type=_names, default=(), help="a,b: only these methods")
     parser.add_argument("--only", type=_names, default=(), help="a,b: only these presets or axes")
-    parser.add_argument("--redo", type=_names, default=(), help="a,b or all: run these again")
+    parser.add_argument(
+        "--redo",
+        type=_names,
+        default=(),
+        help="run again: methods a,b, or all, or stale (results of other code)",
+    )
     parser.add_argument("--time-limit", type=float, help="seconds a method may take for a pair")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--data", type=Path, help="folder of the real data sets")

@@ -6,8 +6,8 @@ Three questions, each on true spots with localisation noise, so that nothing but
   It is re-estimated in every iteration and cannot be held: what is tried is the start.
 * ``beta``: the coherence width against the scale of the deformation, on bumps of many widths and
   on the published deformations. Giving `beta` fixes the width of the drift's field; its variance
-  is still chosen from the data. A width that is given also keeps the match from being extended,
-  so the default's own figure stands for more than its width.
+  is still chosen from the data. The field is the drift's own, also that of the default: neither
+  extended nor fitted anew by kriging.
 * ``smoothing``: that of the thin-plate spline which `tilereg register` fits to the pairs.
 """
 
@@ -116,8 +116,7 @@ def run(options: Options) -> dict[str, Any]:
             for setting, name in zip(question.tried, names, strict=True):
                 if (question.key, name) not in done:
                     row = _row(question, clouds, setting, name) | {"oracle_median": oracle}
-                    ledger.add(row)
-                    done[question.key, name] = row
+                    done[question.key, name] = ledger.add(row)
             say(f"{question.key}: done")
         rows += [done[question.key, name] for name in names]
     return {"noise_voxels": NOISE, "comparison": compare(rows), "runs": rows}
@@ -172,7 +171,11 @@ def _row(question: Question, clouds: Clouds, setting: float | None, name: str) -
         is_start = question.study == "w"
         width = None if is_start or setting is None else setting * spacing_of(clouds.fixed)
         match = match_spots(
-            clouds.fixed, clouds.moving, w=setting if is_start else None, beta=width
+            clouds.fixed,
+            clouds.moving,
+            field="auto" if is_start else "coherent",
+            w=setting if is_start else None,
+            beta=width,
         )
         chosen = match.beta / match.spacing if match.model == "field" else None
         row |= {"status": match.status, "model": match.model, "w": match.w}
@@ -288,8 +291,8 @@ def tables(figures: dict[str, Any]) -> str:
         f"True spots with localisation noise {figures['noise_voxels']} voxel an axis; errors at "
         "the fixed spots in voxels, median (95th percentile), medians over the seeds. `w` is the "
         "start alone: it is re-estimated in every iteration and cannot be held. `beta` fixes the "
-        "width of the drift's field; its variance is still chosen from the data. A width that is "
-        "given also keeps the match from being extended, which the default does.\n",
+        "width of the drift's field; its variance is still chosen from the data. Its field is "
+        "the drift's own, neither extended nor fitted anew by kriging.\n",
     ]
     for study, title in STUDIES.items():
         found = [c for c in figures["comparison"] if c["study"] == study]

@@ -50,8 +50,7 @@ def run(options: Options) -> dict[str, Any]:
                 write_pair(pair, Path(place))
             for method in left:
                 row = measure(method, pair, Path(place), options.time_limit)
-                ledger.add(row)
-                done[pair.key, method] = row
+                done[pair.key, method] = ledger.add(row)
                 say(f"{method} {pair.key}: {row['status']} {number(row['seconds'])} s")
         rows += [done[pair.key, method] for method in here]
     return {

@@ -7,6 +7,7 @@ str`` (Markdown) and, where there is something to draw, ``figures(figures, folde
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -14,11 +15,14 @@ import platform
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+import tilereg
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -40,7 +44,8 @@ class Options:
     only: tuple[str, ...] = ()
     """Only these presets or axes."""
     redo: tuple[str, ...] = ()
-    """Methods whose kept results are thrown away first; 'all' for all of them."""
+    """Methods whose kept results are thrown away first; 'all' for all of them, 'stale' for those
+    of other code of tilereg."""
     time_limit: float | None = None
     """Seconds that a method may take for one pair."""
     output: Path = RESULTS
@@ -161,23 +166,45 @@ class Ledger:
             except json.JSONDecodeError:
                 continue
 
-    def add(self, row: dict[str, Any]) -> None:
-        """Append one result."""
+    def add(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Append one result; return it marked with a digest of tilereg's code."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(plain(row), allow_nan=False) + "\n"
+        marked = {"code": code_digest(), **row}
+        text = json.dumps(plain(marked), allow_nan=False) + "\n"
         with self.path.open("a+b") as file:
             # A line that an interrupted run left unfinished must not swallow this one.
             if file.tell() and not _ends_line(self.path):
                 file.write(b"\n")
             file.write(text.encode())
+        return marked
 
     def drop(self, methods: Sequence[str]) -> None:
-        """Forget the results of methods; 'all' forgets everything."""
-        kept = [r for r in self.rows() if "all" not in methods and r["method"] not in methods]
+        """Forget the results of methods.
+
+        'all' forgets everything, 'stale' what other code of tilereg has given.
+        """
+        kept = [
+            row
+            for row in self.rows()
+            if "all" not in methods
+            and row["method"] not in methods
+            and ("stale" not in methods or row.get("code") == code_digest())
+        ]
         if self.path.exists():
             self.path.unlink()
         for row in kept:
-            self.add(row)
+            self.add({"code": None, **row})
+
+
+@lru_cache(maxsize=1)
+def code_digest() -> str:
+    """Return eight digits of a hash of all modules of tilereg."""
+    root = Path(tilereg.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:8]
 
 
 def _ends_line(path: Path) -> bool:

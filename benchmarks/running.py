@@ -65,8 +65,7 @@ def run_plan(plan: Plan) -> list[dict[str, Any]]:
             prepared = _prepare(case, left, plan, folder)
             for method in left:
                 row = _run_one(method, prepared, processes, plan)
-                plan.ledger.add(row)
-                done[case.key, method] = row
+                done[case.key, method] = plan.ledger.add(row)
                 num_open -= 1
                 say(f"[{num_open:4d} to go] {describe(row)}")
     return [done[case.key, method] for case, methods in plan.work for method in methods]

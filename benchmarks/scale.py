@@ -52,8 +52,7 @@ def run(options: Options) -> dict[str, Any]:
     done = {row["volume"]: row for row in ledger.rows()}
     for name, volume in volumes.items():
         if name not in done:
-            done[name] = measure(name, volume)
-            ledger.add(done[name])
+            done[name] = ledger.add(measure(name, volume))
     return {
         "field": FIELD,
         "seed": SEED,

@@ -273,6 +273,18 @@ def test_ledger_survives_a_line_that_was_cut_off(tmp_path: Path) -> None:
     assert not list(ledger.rows())
 
 
+def test_ledger_forgets_results_of_other_code(tmp_path: Path) -> None:
+    ledger = results_files.Ledger(tmp_path / "ledger.jsonl")
+    ledger.add({"case": "1", "method": "x"})
+    ledger.add({"case": "2", "method": "x", "code": "of old"})
+    with ledger.path.open("a") as file:
+        file.write('{"case": "3", "method": "y"}\n')
+    ledger.drop(["z"])
+    assert [row["code"] for row in ledger.rows()][1:] == ["of old", None]
+    ledger.drop(["stale"])
+    assert [row["case"] for row in ledger.rows()] == ["1"]
+
+
 def test_case_keys_tell_pairs_apart() -> None:
     other = Case(**{**vars(SMALL), "variant": BenchmarkVariant(jump=2.0)})
     assert SMALL.key == Case(**vars(SMALL)).key

@@ -1,70 +1,90 @@
-"""Which field is used: the one that held-out pairs prefer, or the one that was asked for."""
+"""Which field is used: that of the matching, or the one that was asked for."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from clouds import make_pair
-from numpy.typing import NDArray
+from clouds import Pair, make_pair
 
 from tilereg.config import Settings
 from tilereg.grid import Grid
 from tilereg.matching import Match, match_spots
-from tilereg.stages import fit_transform
+from tilereg.stages import fit_transform, match_clouds
 
 GRID = Grid(shape=(120, 120, 120))
 
 
 @pytest.fixture(scope="module")
-def match() -> Match:
-    pair = make_pair(500, overlap=0.8, seed=1)
+def pair() -> Pair:
+    return make_pair(500, overlap=0.8, seed=1)
+
+
+@pytest.fixture(scope="module")
+def match(pair: Pair) -> Match:
     found = match_spots(pair.fixed, pair.moving)
     assert found.is_ok
     assert found.model == "field"
     return found
 
 
-def held_out_rms(match: Match, residual: NDArray[np.float64]) -> float:
-    return float(np.sqrt((residual[match.correspondences.held_out] ** 2).mean()))
-
-
-def test_auto_takes_what_held_out_pairs_prefer(match: Match) -> None:
+def test_auto_takes_the_field_of_the_matching(match: Match) -> None:
     fit = fit_transform(match, GRID, Settings())
-    losses = fit.description["held_out_rms_um"]
-    assert set(losses) == {"coherent", "kriging"}
-    assert fit.description["field"] == min(losses, key=losses.get)
-    assert held_out_rms(match, fit.matches.residual) == pytest.approx(min(losses.values()))
-
-
-@pytest.mark.parametrize("model", ["coherent", "kriging", "thin-plate"])
-def test_a_model_that_is_asked_for_is_used(match: Match, model: str) -> None:
-    fit = fit_transform(match, GRID, Settings().with_overrides([f"field.model={model}"]))
-    assert fit.description["field"] == model
-    assert set(fit.description["held_out_rms_um"]) == {model}
-
-
-def test_a_width_that_is_asked_for_is_kept(match: Match) -> None:
-    fit = fit_transform(match, GRID, Settings().with_overrides(["match.beta=40"]))
-    assert fit.description["field"] == "coherent"
     assert fit.transform is match.transform
+    assert fit.judge is match.judge
+    assert fit.description["field"] == match.details["field"] == "kriging"
+    assert set(fit.description["held_out_rms_um"]) == {"coherent", "kriging"}
 
 
-def test_an_extended_match_keeps_its_field() -> None:
+@pytest.mark.parametrize("model", ["coherent", "kriging"])
+def test_the_matching_is_told_which_field(model: str) -> None:
+    pair = make_pair(300, overlap=0.8, seed=1)
+    settings = Settings().with_overrides([f"field.model={model}"])
+    clouds = pair.fixed, pair.moving
+    found = match_clouds(*clouds, settings, None, None)
+    fit = fit_transform(found, GRID, settings)
+    assert fit.description["field"] == model
+    assert fit.transform is found.transform
+
+
+@pytest.mark.parametrize("override", ["field.model=thin-plate", "field.smoothing=10"])
+def test_a_thin_plate_spline_is_fitted_to_all_and_judged_without_some(
+    pair: Pair, match: Match, override: str
+) -> None:
+    fit = fit_transform(match, GRID, Settings().with_overrides([override]))
+    assert fit.description["field"] == "thin-plate"
+    pairs = match.correspondences
+    held = pairs.held_out
+    assert held.any()
+    residual = np.linalg.norm(fit.judge(pairs.fixed[held]) - pairs.moving[held], axis=1)
+    np.testing.assert_allclose(fit.matches.residual[held], residual)
+    rms = fit.description["held_out_rms_um"]
+    assert rms == {"thin-plate": pytest.approx(np.sqrt((residual**2).mean()))}
+    moved = fit.transform(pairs.fixed[held])
+    assert not np.array_equal(moved, fit.judge(pairs.fixed[held]))
+    error = np.linalg.norm(fit.transform(pair.fixed) - pair.true_map(pair.fixed), axis=1)
+    assert np.median(error) < 0.5
+
+
+def test_an_extended_match_is_kriging() -> None:
     fixed = np.random.default_rng(0).uniform(0, 100, (500, 3))
     gap = fixed - 50
     moving = fixed + 8 * np.exp(-0.5 * (gap**2).sum(axis=1, keepdims=True) / 15**2)
     match = match_spots(fixed, moving)
     assert match.details["extended"]
-    fit = fit_transform(match, GRID, Settings())
-    assert fit.description["field"] == "kriging"
-    assert fit.transform is match.transform
-    spline = fit_transform(match, GRID, Settings().with_overrides(["field.model=thin-plate"]))
-    assert spline.description["field"] == "thin-plate"
+    assert fit_transform(match, GRID, Settings()).description["field"] == "kriging"
+    assert not match_spots(fixed, moving, field="coherent").details["extended"]
 
 
-def test_without_held_out_pairs_nothing_is_compared() -> None:
-    pair = make_pair(500, overlap=0.8, seed=1)
+def test_without_held_out_pairs_nothing_is_compared(pair: Pair) -> None:
     match = match_spots(pair.fixed, pair.moving, held_out=0.0)
     fit = fit_transform(match, GRID, Settings())
     assert fit.description["field"] == "coherent"
     assert fit.description["held_out_rms_um"] == {}
+
+
+def test_a_rigid_map_has_no_field_to_be_asked_for() -> None:
+    fixed = np.random.default_rng(0).uniform(0, 100, (300, 3))
+    match = match_spots(fixed, fixed + [3.0, 4.0, 5.0])
+    fit = fit_transform(match, GRID, Settings().with_overrides(["field.model=kriging"]))
+    assert fit.description["field"] == match.model != "field"
+    assert "no kriging field was fitted" in fit.warnings[0]

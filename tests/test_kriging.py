@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tilereg import InputError
-from tilereg.kriging import Prior, choose_prior, fit_kriging, leave_one_out
+from tilereg.kriging import LeaveOut, Prior, choose_prior, fit_kriging, leave_one_out
 
 Floats = NDArray[np.float64]
 PRIORS = [Prior(8.0, 1e-3), Prior(2.0, 0.1), Prior(np.inf, 1e-2)]
@@ -45,6 +45,38 @@ def test_leave_one_out_is_a_refit_without_the_pair(prior: Prior, ndim: int) -> N
         rest = np.arange(40) != row
         plain = values[row] - refit(points[rest], values[rest], prior, points[[row]])[0]
         np.testing.assert_allclose(closed[row], plain, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_two_left_out_are_a_refit_without_both(ndim: int) -> None:
+    points = scattered(40, ndim)
+    values = np.random.default_rng(1).normal(size=(40, ndim))
+    prior = Prior(4.0, 1e-2)
+    others = LeaveOut.of(points, values, prior)
+    at = np.array([0, 12, 39])
+    closed = others.residuals_without(5, at)
+    for row, found in zip(at, closed, strict=True):
+        rest = ~np.isin(np.arange(40), (5, row))
+        plain = values[row] - refit(points[rest], values[rest], prior, points[[row]])[0]
+        np.testing.assert_allclose(found, plain, rtol=1e-5, atol=1e-8)
+
+
+def test_a_narrow_bump_keeps_its_middle() -> None:
+    """One spot there is predicted worst by far, but it tells where its neighbours go."""
+    rng = np.random.default_rng(4)
+    points = rng.uniform(0, 13, (400, 3))
+    square = ((points - 6.5) ** 2).sum(axis=1, keepdims=True)
+    moving = points + [0.0, 1.2, 0.0] * np.exp(-0.5 * square / 1.2**2)
+    moving += rng.normal(0, 0.002, moving.shape)
+    assert fit_kriging(points, moving).is_kept.all()
+
+
+def test_a_prior_that_is_given_is_used() -> None:
+    points = scattered(200, 3)
+    values = 0.05 * np.sin(points)
+    prior = Prior(5.5, 0.1)
+    assert fit_kriging(points, points + values, prior=prior).prior == prior
+    assert fit_kriging(points, points + values).prior != prior
 
 
 def test_the_width_of_a_field_is_found() -> None:

@@ -56,6 +56,7 @@ def test_residuals_by_hand() -> None:
     figures = describe_residuals(
         _pairs(fixed, moving, held_out),
         Transform.identity(3),
+        Transform.identity(3),
         _spots(fixed, 0.3),
         _spots(moving, 0.4),
         np.array([1.0, 2.0, 2.0]),
@@ -67,11 +68,24 @@ def test_residuals_by_hand() -> None:
     assert figures["floor_um"] == pytest.approx(0.5 * 1.5382, rel=1e-3)
 
 
+def test_held_out_pairs_judge_the_map_that_has_not_seen_them() -> None:
+    points = np.zeros((4, 2))
+    held_out = np.array([True, True, False, False])
+    judge = Transform(Affine(np.eye(2), np.array([3.0, 4.0])))
+    spots = _spots(points, 0.1)
+    figures = describe_residuals(
+        _pairs(points, points, held_out), Transform.identity(2), judge, spots, spots, np.ones(2)
+    )
+    assert figures["held_out"]["median_um"] == pytest.approx(5.0)
+    assert figures["fitted"]["median_um"] == 0.0
+
+
 def test_unknown_localisation_has_no_floor() -> None:
     points = np.zeros((2, 2))
     spots = _spots(points, np.nan)
     figures = describe_residuals(
         _pairs(points, points, np.array([True, False])),
+        Transform.identity(2),
         Transform.identity(2),
         spots,
         spots,

@@ -115,7 +115,9 @@ def test_match_writes_what_a_run_does(matched: Path, tables: list[Path]) -> None
     pairs = read_matches(matched / "matches.parquet")
     assert len(pairs) > 50
     gap = np.linalg.norm(transform(pairs.fixed) - pairs.moving, axis=1)
-    assert np.array_equal(pairs.residual, gap)
+    # Those held out have judged a map that does not know them.
+    np.testing.assert_allclose(pairs.residual[~pairs.held_out], gap[~pairs.held_out])
+    assert not np.allclose(pairs.residual[pairs.held_out], gap[pairs.held_out])
     error = field_error(transform, rounds(2).true_map, pairs.fixed, rounds(2).fixed_grid.spacing)
     assert error.median_voxels < 0.3
     qc = json.loads((matched / "qc.json").read_text(), parse_constant=pytest.fail)

@@ -10,7 +10,7 @@ sampled, so a few hundred pairs tell them.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +20,7 @@ from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
 from tilereg.affine import fit_affine
+from tilereg.blas import one_thread
 from tilereg.errors import InputError
 from tilereg.field import cover, mean_spacing, split_affine
 from tilereg.lattice import Lattice, NormalEquations
@@ -29,7 +30,9 @@ from tilereg.transform import Affine, DisplacementField, Transform
 
 __all__ = [
     "Kriging",
+    "LeaveOut",
     "Prior",
+    "bent",
     "choose_prior",
     "fit_kriging",
     "leave_one_out",
@@ -38,6 +41,7 @@ __all__ = [
 ]
 
 Floats = NDArray[np.float64]
+Rows = NDArray[np.int64]
 
 _BETAS = (math.inf, 48.0, 32.0, 22.0, 16.0, 11.0, 8.0, 5.5, 4.0, 2.8, 2.0)
 _NOISES = tuple(10.0 ** (0.5 * k) for k in range(-18, 5))
@@ -56,6 +60,8 @@ _FLAT, _NOTHING = 1e-9, 1e-12
 _LEAST_KEPT = 0.8
 # Distance of the nodes in mean spacings, and how many there may be.
 _NODE_STEP, _COARSE_STEP = 0.8, 2.0
+# By how much finer than it must be the lattice of a Gaussian covariance is.
+_FINER = 1.3
 _MOST_NODES, _FEWEST_NODES = 60_000, 3000
 # Where a spline through pairs needs nodes, and points so near, in extents, are at one place.
 _PLATE_STEP, _SAME = 2.0, 1e-7
@@ -119,6 +125,7 @@ def fit_kriging(
     moving: ArrayLike,
     *,
     domain: tuple[ArrayLike, ArrayLike] | None = None,
+    prior: Prior | None = None,
 ) -> Kriging:
     """Fit a field to pairs of points with the prior that predicts each pair best from the rest.
 
@@ -128,6 +135,8 @@ def fit_kriging(
         Pairs, axes z, y, x or y, x.
     domain : pair of (D,) array_like, micrometre, optional
         Box in which the field may vary. Default: the box of the fixed points.
+    prior : Prior, optional
+        Default: the one that predicts each pair best.
 
     Returns
     -------
@@ -170,16 +179,21 @@ def fit_kriging(
     residual = np.full(len(x), np.nan)
     kept = single.copy()
     betas = tuple(b for b in _BETAS if _is_held(b, lattice, int(single.sum())))
-    prior, agrees, residual[single] = _consistent(points[single], targets[single], betas)
-    kept[single] = agrees
-    affine, field = _on_lattice(points[kept], targets[kept], prior, lattice)
+    with one_thread():
+        found, kept[single], residual[single] = _consistent(
+            points[single], targets[single], betas, prior
+        )
+        if not is_exact:
+            # Wide fields need few nodes, and the solver's time grows with them.
+            lattice = cover(low, high, max(step, Coherent(found.beta, 1.0).spacing / _FINER), most)
+        affine, field = _on_lattice(points[kept], targets[kept], found, lattice)
     world = Affine(affine.matrix, unit * affine.offset + centre - affine.matrix @ centre)
     scaled = DisplacementField(
         field.coefficients * unit, field.origin * unit + centre, field.spacing * unit
     )
     return Kriging(
         transform=Transform(*split_affine(world, scaled, x[kept])),
-        prior=prior,
+        prior=found,
         unit=unit,
         is_kept=kept,
         residual=residual * unit,
@@ -208,7 +222,7 @@ def _is_held(beta: float, lattice: Lattice, num_pairs: int) -> bool:
 
 def choose_prior(
     points: Floats, values: Floats, betas: tuple[float, ...] = _BETAS
-) -> tuple[Prior, Floats, NDArray[np.int64]]:
+) -> tuple[Prior, Floats, Rows]:
     """Choose the prior that predicts values at points best from the values at the others.
 
     Parameters
@@ -255,13 +269,50 @@ def leave_one_out(points: Floats, values: Floats, prior: Prior) -> Floats:
         Displacements.
     prior : Prior
     """
-    system = prior.covariance(cdist(points, points))
-    rest = _without_trend(points)
-    inner = rest.T @ system @ rest
-    inner[np.diag_indices_from(inner)] += prior.noise
-    half = cho_solve(cho_factor(inner, lower=True), rest.T)
-    # (Q (Q' K Q + noise)^-1 Q' y)_i over the diagonal of the same matrix: Dubrule (1983).
-    return np.asarray((rest @ (half @ values)) / np.einsum("ij,ji->i", rest, half)[:, None])
+    return LeaveOut.of(points, values, prior).residuals()
+
+
+@dataclass(frozen=True)
+class LeaveOut:
+    """Predictions of pairs from the others: Dubrule's matrix ``Q (Q' K Q + noise)^-1 Q'``.
+
+    Parameters
+    ----------
+    rest, half : (K, L) and (L, K) ndarrays
+        The factors of the matrix.
+    product : (K, D) ndarray
+        Of the matrix and the values.
+    diagonal : (K,) ndarray
+    """
+
+    rest: Floats
+    half: Floats
+    product: Floats
+    diagonal: Floats
+
+    @classmethod
+    def of(cls, points: Floats, values: Floats, prior: Prior) -> LeaveOut:
+        """Factorise the covariance of (K, D) points, in mean spacings, with (K, D) values."""
+        system = prior.covariance(cdist(points, points))
+        rest = _without_trend(points)
+        inner = rest.T @ system @ rest
+        inner[np.diag_indices_from(inner)] += prior.noise
+        half = cho_solve(cho_factor(inner, lower=True), rest.T)
+        return cls(rest, half, rest @ (half @ values), np.einsum("ij,ji->i", rest, half))
+
+    def of_values(self, values: Floats) -> LeaveOut:
+        """Return the same for other values at the same points."""
+        return replace(self, product=self.rest @ (self.half @ values))
+
+    def residuals(self) -> Floats:
+        """Return by how much all others fail to predict each pair, (K, D)."""
+        return np.asarray(self.product / self.diagonal[:, None])
+
+    def residuals_without(self, row: int, at: Rows) -> Floats:
+        """Return the same of the pairs `at`, (L, D), where another pair is not known either."""
+        both = self.rest[row] @ self.half[:, at]
+        left = self.product[at] * self.diagonal[row] - both[:, None] * self.product[row]
+        return np.asarray(left / (self.diagonal[at] * self.diagonal[row] - both**2)[:, None])
 
 
 def residuals_of(
@@ -302,7 +353,7 @@ def _without_trend(points: Floats) -> Floats:
     return np.asarray(basis[:, int((size > _FLAT * size[0]).sum()) :])
 
 
-def sampled(points: Floats) -> NDArray[np.int64]:
+def sampled(points: Floats) -> Rows:
     """Return rows of the (K, D) points a prior is chosen from: at most 400, sorted."""
     if len(points) <= _SPREAD + _PATCHES * _PATCH:
         return np.arange(len(points))
@@ -312,12 +363,12 @@ def sampled(points: Floats) -> NDArray[np.int64]:
 
 
 def _consistent(
-    points: Floats, targets: Floats, betas: tuple[float, ...]
+    points: Floats, targets: Floats, betas: tuple[float, ...], given: Prior | None
 ) -> tuple[Prior, NDArray[np.bool_], Floats]:
     """Choose a prior, leave out pairs that contradict their neighbours, choose again."""
     kept = np.ones(len(points), dtype=bool)
     if not _NEIGHBOURS + points.shape[1] + 1 < len(points) <= _MOST_EXACT:
-        prior, errors, rows = choose_prior(points, _bent(points, targets), betas)
+        prior, errors, rows = _chosen(points, bent(points, targets), betas, given)
         residual = np.full(len(points), np.nan)
         residual[rows] = errors
         if len(points) > _MOST_EXACT:
@@ -325,11 +376,11 @@ def _consistent(
         return prior, kept, residual
     for _ in range(_ROUNDS):
         x, y = points[kept], targets[kept]
-        values = _bent(x, y)
-        prior, errors, rows = choose_prior(x, values, betas)
+        values = bent(x, y)
+        prior, errors, rows = _chosen(x, values, betas, given)
         if len(rows) < len(x):
             errors = np.linalg.norm(leave_one_out(x, values, prior), axis=1)
-        bad = _contradicted(x, errors)
+        bad = _misleading(x, values, prior, errors)
         if not bad.any() or len(x) - bad.sum() < _LEAST_KEPT * len(points):
             break
         kept[np.flatnonzero(kept)[bad]] = False
@@ -339,17 +390,39 @@ def _consistent(
     return prior, kept, residual
 
 
-def _bent(points: Floats, targets: Floats) -> Floats:
-    """Return what an affine map leaves of the displacements."""
+def _chosen(
+    points: Floats, values: Floats, betas: tuple[float, ...], given: Prior | None
+) -> tuple[Prior, Floats, Rows]:
+    """Return what `choose_prior` returns, of the prior that is given if one is."""
+    if given is None:
+        return choose_prior(points, values, betas)
+    rows = sampled(points)
+    errors = residuals_of(points[rows], values[rows], given.beta, (given.noise,))[0]
+    return given, errors, rows
+
+
+def bent(points: Floats, targets: Floats) -> Floats:
+    """Return what an affine map leaves of the displacements of (K, D) points to their targets."""
     return targets - fit_affine(points, targets, np.ones(len(points)), prior=1e-6)(points)
 
 
-def _contradicted(points: Floats, errors: Floats) -> NDArray[np.bool_]:
-    """Tell which pairs their neighbours predict far worse than each other."""
+def _misleading(points: Floats, values: Floats, prior: Prior, errors: Floats) -> NDArray[np.bool_]:
+    """Tell which pairs contradict their neighbours, and do not help to predict them.
+
+    The pair in the middle of a narrow bump is predicted far worse than those around it, like a
+    wrong one; but they are predicted better with it than without it.
+    """
     near = cKDTree(points).query(points, k=_NEIGHBOURS + 1)[1][:, 1:]
     usual = np.maximum(np.median(errors[near], axis=1), np.median(errors))
     is_worst = errors >= errors[near].max(axis=1)
-    return np.asarray(is_worst & (errors > np.maximum(_CONTRADICTED * usual, _TOLERATED)))
+    bad = is_worst & (errors > np.maximum(_CONTRADICTED * usual, _TOLERATED))
+    if not bad.any():
+        return np.asarray(bad)
+    others = LeaveOut.of(points, values, prior)
+    for row in np.flatnonzero(bad):
+        without = others.residuals_without(int(row), near[row])
+        bad[row] = (errors[near[row]] ** 2).sum() >= (without**2).sum()
+    return np.asarray(bad)
 
 
 def _on_lattice(

@@ -245,15 +245,21 @@ def _match(
     if earlier is not None:
         progress.note("match: the transform of the earlier start")
         location = folder.path(TRANSFORM)
-        return read_transform(location), read_matches(folder.path(MATCHES)), earlier["match"]
+        return read_transform(location), read_matches(folder.path(MATCHES)), earlier["judged"]
     with meter.stage("match"), progress.stage("match"):
         grid = sources.fixed.image.grid
         match = stages.match_clouds(*spots, settings, start, grid)
         require(match)
     with meter.stage("fit"), progress.stage("fit"):
         fit = stages.fit_transform(match, grid, settings)
-    judged = describe_match(match, len(spots[0]), len(spots[1])) | {"fit": fit.description}
-    judged = plain(judged)
+    spacing = np.asarray(sources.moving.image.grid.spacing)
+    judged = plain(
+        {
+            "matches": describe_match(match, len(spots[0]), len(spots[1]))
+            | {"fit": fit.description},
+            "residual": describe_residuals(fit.matches, fit.transform, fit.judge, *spots, spacing),
+        }
+    )
     for line in fit.warnings:
         progress.note(line)
     write_matches(folder.path(MATCHES), fit.matches, overwrite=True)
@@ -264,7 +270,7 @@ def _match(
         provenance={"model": match.model, "pairs": len(fit.matches), **fit.description},
         overwrite=True,
     )
-    _complete(folder, "match", meter, 2, match=judged)
+    _complete(folder, "match", meter, 2, judged=judged)
     return fit.transform, fit.matches, judged
 
 
@@ -321,11 +327,10 @@ def _judge(
     if folder.marked("judge") is not None and (written := folder.read_json(QC)):
         return written
     with meter.stage("judge"), progress.stage("judge"):
-        spacing = np.asarray(sources.moving.image.grid.spacing)
         fixed = sources.fixed.small()
         moving = sources.moving.nearest(fixed.grid)
         qc: dict[str, Any] = {
-            "status": judged["status"],
+            "status": judged["matches"]["status"],
             "fixed": str(sources.fixed.image.location),
             "moving": str(sources.moving.image.location),
             "assumed": [*sources.fixed.image.notes, *sources.moving.image.notes],
@@ -337,13 +342,12 @@ def _judge(
                 "fixed_localisation_um": stages.median(spots[0].localisation),
                 "moving_localisation_um": stages.median(spots[1].localisation),
             },
-            "matches": judged,
-            "residual": describe_residuals(matches, transform, *spots, spacing),
+            **judged,
             "field": describe_field(transform, sources.fixed.image.grid),
             "ncc": correlation(fixed, fixed.grid, moving, moving.grid, transform),
         }
     qc["support"] = describe_support(
-        spots[0], matches, transform, sources.moving.image.grid, judged["share_chance"]
+        spots[0], matches, transform, sources.moving.image.grid, judged["matches"]["share_chance"]
     )
     qc["warnings"] = list_warnings(qc["field"], qc["support"])
     qc["stages"] = meter.as_rows()

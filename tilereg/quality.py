@@ -56,7 +56,12 @@ def describe_match(match: Match, num_fixed: int, num_moving: int) -> dict[str, A
 
 
 def describe_residuals(
-    pairs: Correspondences, transform: Transform, fixed: Spots, moving: Spots, spacing: Floats
+    pairs: Correspondences,
+    transform: Transform,
+    judge: Transform,
+    fixed: Spots,
+    moving: Spots,
+    spacing: Floats,
 ) -> dict[str, Any]:
     """Return residuals of held-out and of fitted pairs, beside what localisation alone explains.
 
@@ -64,12 +69,19 @@ def describe_residuals(
     ----------
     pairs : Correspondences
     transform : Transform
+        Judged by the fitted pairs.
+    judge : Transform
+        The map that has not seen the held-out pairs, and is judged by them.
     fixed, moving : Spots
         The clouds that the pairs were chosen from.
     spacing : (D,) ndarray, micrometre
         Voxel of the moving image, for residuals in voxels.
     """
-    gap = transform(pairs.fixed) - pairs.moving if len(pairs) else np.empty((0, len(spacing)))
+    fitted = ~pairs.held_out
+    gap = np.empty((len(pairs), len(spacing)))
+    for rows, map_ in ((fitted, transform), (pairs.held_out, judge)):
+        if rows.any():
+            gap[rows] = map_(pairs.fixed[rows]) - pairs.moving[rows]
     both = np.hypot(fixed.localisation[pairs.fixed_index], moving.localisation[pairs.moving_index])
     known = both[np.isfinite(both)]
     # The median of the norm of D independent normal numbers of one deviation.
@@ -81,7 +93,7 @@ def describe_residuals(
         excess = math.sqrt(max(held_out["median_um"] ** 2 - floor**2, 0.0))
     return {
         "held_out": held_out,
-        "fitted": _residual_row(gap[~pairs.held_out], spacing),
+        "fitted": _residual_row(gap[fitted], spacing),
         "floor_um": _finite(floor),
         "excess_um": _finite(excess),
     }

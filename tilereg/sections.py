@@ -177,9 +177,9 @@ class FieldSettings(Table):
     model: Literal["auto", "coherent", "kriging", "thin-plate"] = _setting(
         "auto",
         "'auto', 'coherent', 'kriging' or 'thin-plate'",
-        "The field of the matching itself, one through the matched pairs whose stiffness is chosen "
-        "by predicting each pair from the others (kriging), a robust thin-plate spline, or 'auto': "
-        "whichever of the first two predicts held-out pairs better.",
+        "The field of the drift itself (coherent), one through the matched pairs whose stiffness "
+        "is chosen by predicting each pair from the others (kriging), a robust thin-plate spline, "
+        "or 'auto': kriging, unless held-out pairs clearly prefer the first.",
     )
     spacing: Positive | None = _setting(
         None,

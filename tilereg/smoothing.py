@@ -16,8 +16,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import solveh_banded
-from threadpoolctl import ThreadpoolController
 
+from tilereg.blas import one_thread
 from tilereg.kernels import lattice as kernels
 from tilereg.lattice import Lattice, NormalEquations
 
@@ -169,12 +169,6 @@ def _band_work(lattice: Lattice) -> float:
     return float(lattice.size) * (3.0 * n[0] * n[1]) ** 2
 
 
-@lru_cache(maxsize=1)
-def _blas() -> ThreadpoolController:
-    """Return the control of the linear algebra's threads."""
-    return ThreadpoolController()
-
-
 def _solve_banded(matrix: Floats, right: Floats) -> Floats:
     """Solve a stencil system by banded Cholesky, the longest axis outermost."""
     order = tuple(np.argsort(right.shape[:3], kind="stable")[::-1])
@@ -191,8 +185,7 @@ def _solve_banded(matrix: Floats, right: Floats) -> Floats:
     for offset, values in bands.items():
         table[offset, : num - offset] = values
     turned_right = right.transpose(*order, 3).reshape(num, -1)
-    # Bands this narrow gain nothing from threads, which would wait for each other in busy loops.
-    with _blas().limit(limits=1, user_api="blas"):
+    with one_thread():
         solved = solveh_banded(
             table, turned_right, lower=True, overwrite_ab=True, check_finite=False
         )

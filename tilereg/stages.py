@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 from tilereg.config import Settings
 from tilereg.detector import Detector
 from tilereg.errors import ImageError, InputError, RegistrationError
-from tilereg.field import fit_field
+from tilereg.field import FieldFit, fit_field
 from tilereg.grid import Grid
 from tilereg.io.ome_zarr import OmeZarrImage, ZarrReader
 from tilereg.io.stores import Location
 from tilereg.io.transforms import read_affine
-from tilereg.kriging import fit_kriging
 from tilereg.lazy.detect import detect_volume
 from tilereg.matching import Match, match_spots
 from tilereg.points import Correspondences, Spots
@@ -269,12 +268,13 @@ def match_clouds(
     fixed: Spots, moving: Spots, settings: Settings, start: Affine | None, domain: Grid | None
 ) -> Match:
     """Match two clouds of spots as the settings say; the field may vary over `domain`."""
-    chosen = settings.match
+    chosen, wanted = settings.match, settings.field
     rotation = settings.initial.max_rotation
     return match_spots(
         fixed,
         moving,
         method=chosen.method,
+        field="auto" if _wants_plate(settings) else wanted.model,
         initial=start,
         max_rotation=180.0 if rotation is None else rotation,
         w=chosen.w,
@@ -288,53 +288,31 @@ def match_clouds(
 
 @dataclass(frozen=True)
 class Fit:
-    """The transform that is used, and why this one."""
+    """The transform that is used, the one that was judged, and why this one."""
 
     transform: Transform
+    judge: Transform
     matches: Correspondences
     description: dict[str, Any]
     warnings: list[str] = field(default_factory=list)
 
 
 def fit_transform(match: Match, grid: Grid, settings: Settings) -> Fit:
-    """Choose between the field of the matching and a new one through the pairs.
+    """Take the field of the matching, or fit a thin-plate spline where the settings name one.
 
-    The one that predicts the held-out pairs better is used, unless the settings name one.
+    Like the field of the matching, the spline is fitted to all pairs, and one without the
+    held-out pairs is judged by them.
     """
     wanted, pairs = settings.field, match.correspondences
-    # An extended match has such a field already, and from more pairs than are listed as certain.
-    own = "kriging" if match.details.get("extended") and wanted.model != "coherent" else "coherent"
-    candidates = {own: match.transform}
-    asked = wanted.smoothing is not None or wanted.spacing is not None
-    thin_plate = wanted.model == "thin-plate" or asked
-    kept = ~pairs.held_out
-    if match.model == "field" and thin_plate:
-        fit = fit_field(
-            pairs.fixed[kept],
-            pairs.moving[kept],
-            weight=pairs.weight[kept],
-            smoothing=wanted.smoothing,
-            spacing=wanted.spacing,
-            domain=grid.bounds,
-        )
-        candidates = {"thin-plate": fit.transform}
-    elif match.model == "field" and _wants_kriging(match, settings):
-        kriging = fit_kriging(pairs.fixed[kept], pairs.moving[kept], domain=grid.bounds)
-        candidates["kriging"] = kriging.transform
-        if wanted.model == "kriging":
-            del candidates["coherent"]
-    losses = {name: _held_out_rms(pairs, t) for name, t in candidates.items()}
-    name = min(losses, key=lambda n: (losses[n], n))
-    transform = candidates[name]
-    residual = np.linalg.norm(transform(pairs.fixed) - pairs.moving, axis=1)
-    description = {
-        "field": name if match.model == "field" else match.model,
-        "held_out_rms_um": {
-            n: loss for n, loss in losses.items() if pairs.held_out.any() and math.isfinite(loss)
-        },
-    }
-    folded = describe_field(transform, grid)["fold_share"]
+    fit = Fit(match.transform, match.judge, pairs, {})
+    name = str(match.details.get("field") or match.model)
+    losses = dict(match.details.get("held_out_rms_um", {}))
+    if match.model == "field" and _wants_plate(settings):
+        fit, name, losses = _with_plate(pairs, grid, settings), "thin-plate", {}
+    if not losses and pairs.held_out.any():
+        losses[name] = float(np.sqrt((fit.matches.residual[pairs.held_out] ** 2).mean()))
     warnings = []
+    folded = describe_field(fit.transform, grid)["fold_share"]
     if folded > 0:
         warnings.append(
             f"warning: the field folds in {100 * folded:.2g} % of its cells; the registered image "
@@ -345,28 +323,43 @@ def fit_transform(match: Match, grid: Grid, settings: Settings) -> Fit:
             f"note: the held-out pairs are predicted best by a map that is {match.model} alone, so "
             f"no {wanted.model} field was fitted"
         )
-    return Fit(transform, replace(pairs, residual=residual), description, warnings)
+    elif wanted.model == "kriging" and name != "kriging":
+        warnings.append(f"note: {len(pairs)} pairs are too few for a kriging field")
+    return replace(fit, description={"field": name, "held_out_rms_um": losses}, warnings=warnings)
 
 
-def _wants_kriging(match: Match, settings: Settings) -> bool:
-    """Whether a new field is fitted: on request, or where held-out pairs can compare it.
-
-    A coherence width that was asked for is kept, and so is the field of an extended match.
-    """
-    pairs, wanted = match.correspondences, settings.field.model
-    if match.details.get("extended"):
-        return False
-    if (~pairs.held_out).sum() <= 2 * match.transform.ndim:
-        return False
-    may_compare = bool(pairs.held_out.any()) and settings.match.beta is None
-    return wanted == "kriging" or (wanted == "auto" and may_compare)
+def _wants_plate(settings: Settings) -> bool:
+    """Whether the settings ask for a thin-plate spline."""
+    wanted = settings.field
+    return (
+        wanted.model == "thin-plate" or wanted.smoothing is not None or wanted.spacing is not None
+    )
 
 
-def _held_out_rms(pairs: Correspondences, transform: Transform) -> float:
-    """Return the root mean square residual of held-out pairs, all pairs where none are."""
-    rows = pairs.held_out if pairs.held_out.any() else np.ones(len(pairs), dtype=bool)
-    gap = transform(pairs.fixed[rows]) - pairs.moving[rows]
-    return float(np.sqrt((gap**2).sum(axis=1).mean()))
+def _with_plate(pairs: Correspondences, grid: Grid, settings: Settings) -> Fit:
+    """Fit thin-plate splines to all pairs and to those that are not held out."""
+    wanted = settings.field
+
+    def fitted(rows: NDArray[np.bool_], smoothing: float | None) -> FieldFit:
+        return fit_field(
+            pairs.fixed[rows],
+            pairs.moving[rows],
+            weight=pairs.weight[rows],
+            smoothing=smoothing,
+            spacing=wanted.spacing,
+            domain=grid.bounds,
+        )
+
+    every = np.ones(len(pairs), dtype=bool)
+    if not pairs.held_out.any():
+        plate = fitted(every, wanted.smoothing)
+        judge = plate.transform
+    else:
+        first = fitted(~pairs.held_out, wanted.smoothing)
+        plate, judge = fitted(every, first.smoothing), first.transform
+    moved = np.where(pairs.held_out[:, None], judge(pairs.fixed), plate.transform(pairs.fixed))
+    residual = np.linalg.norm(moved - pairs.moving, axis=1)
+    return Fit(plate.transform, judge, replace(pairs, residual=residual), {})
 
 
 def median(values: NDArray[np.float64]) -> float | None:

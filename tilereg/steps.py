@@ -124,7 +124,7 @@ def match(
         fit = stages.fit_transform(found, grid, resolved)
     for line in fit.warnings:
         report.note(line)
-    found = replace(found, transform=fit.transform, correspondences=fit.matches)
+    found = replace(found, transform=fit.transform, judge=fit.judge, correspondences=fit.matches)
     write_transform(
         folder.child(TRANSFORM).url,
         found.transform,
@@ -151,7 +151,9 @@ def _figures(
 ) -> dict[str, Any]:
     """Return the content of ``qc.json`` for a match of tables; a voxel is a micrometre."""
     ones = np.ones(fixed.ndim)
-    residual = describe_residuals(found.correspondences, found.transform, fixed, moving, ones)
+    residual = describe_residuals(
+        found.correspondences, found.transform, found.judge, fixed, moving, ones
+    )
     for row in ("held_out", "fitted"):
         residual[row] = {k: v for k, v in residual[row].items() if not k.endswith("_voxel")}
     matches = describe_match(found, len(fixed), len(moving)) | {"fit": description}

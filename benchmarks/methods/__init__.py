@@ -63,10 +63,7 @@ METHODS: dict[str, Method] = {
     "pycpd": Method("drift.pycpd", "pycpd 2.0, affine then deformable"),
     "biocpd": Method("drift.biocpd", "biocpd 1.3, robust affine, then deformable"),
     "probreg": Method("drift.probreg", "probreg CPD, affine then nonrigid"),
-    "tilereg": Method("ours.tilereg", "match_spots, defaults"),
-    "tilereg-register": Method(
-        "ours.as_registered", "the same with the field that `tilereg register` fits"
-    ),
+    "tilereg": Method("ours.tilereg", "matching and field of `tilereg register`, defaults"),
     "spline-oracle": Method(
         "oracles.spline_oracle",
         "smoothing thin-plate spline through the true pairs, noise 0.05 voxel",

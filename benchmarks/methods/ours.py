@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from benchmarks.methods.scene import Recovered, Scene
 from tilereg.config import Settings
-from tilereg.matching import Match, match_spots
-from tilereg.stages import fit_transform
+from tilereg.matching import Match
+from tilereg.stages import fit_transform, match_clouds
 from tilereg.transform import Transform
 
 
 def tilereg(scene: Scene) -> Recovered:
-    """Match the spots; the map is that of the matching itself."""
-    match = match_spots(scene.fixed_spots, scene.moving_spots)
-    return _recovered(match, match.transform)
-
-
-def as_registered(scene: Scene) -> Recovered:
-    """Match the spots, then fit the field as `tilereg register` does."""
-    match = match_spots(scene.fixed_spots, scene.moving_spots)
+    """Match the spots and fit the field as `tilereg register` does."""
+    settings, grid = Settings(), scene.pair.grid
+    match = match_clouds(scene.fixed_spots, scene.moving_spots, settings, None, grid)
     if not match.is_ok:
         return _recovered(match, match.transform)
-    fit = fit_transform(match, scene.pair.grid, Settings())
+    fit = fit_transform(match, grid, settings)
     return _recovered(match, fit.transform, field=fit.description["field"])
 
 

@@ -18,7 +18,7 @@ from tilereg.field import fit_field
 from tilereg.kriging import fit_kriging
 from tilereg.matching.clouds import steps_aside
 from tilereg.matching.growth import Growth, assign_rest, grow
-from tilereg.matching.pairing import GATE, mutual_neighbours, pair_sigma
+from tilereg.matching.pairing import GATE, mutual_neighbours, pair_sigma, wide_pairs
 from tilereg.transform import Transform
 
 __all__ = ["Extension", "extend"]
@@ -30,8 +30,6 @@ _MOST_ROUNDS = 8
 _PATIENCE = 2
 # So many pairs are fitted anew even where nothing grows.
 _MOST_REFITTED = 1000
-# Pairs are sought this far, in spacings, where chance adds no more than so many of them.
-_REACHES, _MOST_BY_CHANCE = (0.27, 0.14, 0.07), 0.01
 # An error of so many spacings is as good as none.
 _EXACT = 0.02
 # By how much held-out spots must come closer: in the mean where something was found, else in the
@@ -145,7 +143,7 @@ class _Scene:
         near = GATE * math.sqrt(ndim) * sigma
         ours, theirs = mutual_neighbours(moved, self.moving, near)
         if not is_first and len(ours) <= _MOST_REFITTED:
-            ours, theirs = self._wide(moved, near, (ours, theirs))
+            ours, theirs = wide_pairs(moved, self.moving, self.aside, near)
         if len(ours) <= 2 * ndim:
             return None
         growth, source = Growth(ours, theirs, 0.0), "near"
@@ -161,18 +159,6 @@ class _Scene:
         if (~self.held[growth.fixed_rows]).sum() <= 2 * ndim:
             return None
         return (growth.fixed_rows, growth.moving_rows), source
-
-    def _wide(self, moved: Floats, near: float, pairs: tuple[Rows, Rows]) -> tuple[Rows, Rows]:
-        """Return the pairs within the widest reach at which chance adds hardly any."""
-        for reach in _REACHES:
-            if reach <= near:
-                break
-            chance = np.mean(
-                [len(mutual_neighbours(moved + a, self.moving, reach)[0]) for a in self.aside]
-            )
-            if chance <= _MOST_BY_CHANCE * len(pairs[0]):
-                return mutual_neighbours(moved, self.moving, reach)
-        return pairs
 
     def fit(self, ours: Rows, theirs: Rows) -> Extension:
         """Fit a map to pairs, those of held-out spots left out."""

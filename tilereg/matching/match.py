@@ -19,6 +19,7 @@ from tilereg.matching.coarse import Coarse, find_pose, pose_evidence
 from tilereg.matching.cpd import Drift, drift
 from tilereg.matching.extension import extend
 from tilereg.matching.pairing import GATE, mutual_neighbours, pair_sigma
+from tilereg.matching.refit import Refit, refit
 from tilereg.matching.result import Match, correspondences, in_rows, nothing
 from tilereg.matching.selection import SIMPLE_MODELS, Selection, fit_simple, select_model
 from tilereg.matching.votes import count_votes, fit_votes
@@ -26,11 +27,12 @@ from tilereg.points import Spots, check_points
 from tilereg.smoothing import Coherent, Solution
 from tilereg.transform import Affine, DisplacementField, Transform
 
-__all__ = ["METHODS", "match_spots"]
+__all__ = ["FIELDS", "METHODS", "match_spots"]
 
 Floats = NDArray[np.float64]
 
 METHODS = ("cpd",)
+FIELDS = ("auto", "coherent", "kriging")
 
 _FEWEST = 4
 _FEW = 60
@@ -50,6 +52,7 @@ def match_spots(
     moving: ArrayLike | Spots,
     *,
     method: str = "cpd",
+    field: str = "auto",
     initial: Affine | None = None,
     max_rotation: float = 180.0,
     w: float | None = None,
@@ -70,6 +73,11 @@ def match_spots(
         Axes z, y, x or y, x.
     method : str
         'cpd': Coherent Point Drift over all spots.
+    field : str
+        'coherent': the drift's own, and no more than it reaches. 'kriging': one through all
+        pairs, whose stiffness is chosen by how well each is predicted from the others
+        (`tilereg.kriging`). 'auto': that, unless held-out pairs clearly prefer the drift's; the
+        drift's where there are none or `beta` is given.
     initial : Affine, optional
         Pose to start from, fixed to moving. Default: searched for.
     max_rotation : float, degrees
@@ -79,7 +87,7 @@ def match_spots(
     beta : float, micrometre, optional
         Coherence width of the field. Default: the one that predicts held-out pairs best.
     held_out : float
-        Share of the fixed spots that never enter the fit and judge it.
+        Share of the fixed spots that do not enter the match and judge it.
     domain : pair of (D,) array_like, micrometre, optional
         Box in which the field may vary. Default: the box of the fixed spots.
     max_iterations : int
@@ -95,7 +103,7 @@ def match_spots(
     ------
     InputError
         If a cloud is not (N, 2) or (N, 3), the dimensions differ, a number is not finite, or the
-        method is unknown.
+        method or the field is unknown.
 
     Notes
     -----
@@ -111,6 +119,8 @@ def match_spots(
     """
     if method not in METHODS:
         raise InputError(f"Invalid method '{method}'. Known methods: {', '.join(METHODS)}.")
+    if field not in FIELDS:
+        raise InputError(f"Invalid field '{field}'. Known fields: {', '.join(FIELDS)}.")
     x, y = _cloud(fixed, "fixed points"), _cloud(moving, "moving points")
     _check_axes(x, y, initial)
     _check_numbers(max_rotation, w, beta, max_iterations)
@@ -129,6 +139,7 @@ def match_spots(
         held=_hold_out(len(x), held_out, seed),
         w=0.5 if w is None else w,
         beta=None if beta is None else beta / unit.scale,
+        field=field,
         max_iterations=max_iterations,
     )
     _check_width(matcher, beta)
@@ -150,6 +161,21 @@ def match_spots(
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Found:
+    """A map that has not seen the held-out spots, in units of the mean spacing."""
+
+    map: Transform
+    sigma: float
+    model: str
+    beta: float
+    w: float
+    losses: dict[str, float]
+    iterations: list[int]
+    num_compared: int = 0
+    """Maps that the held-out spots have compared in an extension; 0 without one."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Matcher:
     """The two clouds in units of the mean spacing, and how to match them."""
 
@@ -160,6 +186,7 @@ class _Matcher:
     held: NDArray[np.bool_]
     w: float
     beta: float | None
+    field: str
     max_iterations: int
 
     @property
@@ -169,72 +196,47 @@ class _Matcher:
 
     def run(self, pose: Coarse, unit: Unit, x: Floats, y: Floats) -> Match:
         """Find the field, the pairs and the verdict."""
-        first, lattice = self._drift(pose.affine, _FIRST, None)
-        chosen = self._select(pose.affine, first, lattice)
-        result = first
-        if chosen.model == "field":
-            start = lattice.field(first.solution.coefficients)
-            result, lattice = self._drift(pose.affine, chosen.prior, start)
-            raw = lattice.field(result.solution.coefficients)
-            affine, field = split_affine(pose.affine, raw, self.fitted)
-        else:
-            affine, field = self._simple(chosen.model, pose.affine, first), None
-        inner = Transform(affine, field)
-        sigma = pair_sigma(inner(self.fixed), self.moving, result.sigma)
-        extension = None
-        # Few spots judge themselves, and a width that was asked for is kept.
-        if self.held.any() and self.beta is None:
-            box = self.low, self.high
-            extension = extend(
-                self.fixed,
-                self.moving,
-                self.held,
-                inner,
-                sigma,
-                box,
-                is_simple=chosen.model in SIMPLE_MODELS,
-            )
-        if extension is not None:
-            inner = extension.transform
-            affine, field = inner.affine, inner.field
-            seen = pair_sigma(inner(self.fixed), self.moving, extension.sigma)
-            sigma = max(seen, extension.sigma)
-        model = chosen.model if extension is None else "field"
-        matched, chance, evidence = self._verdict(inner, sigma, model, pose)
-        if extension is not None:
-            # The same spots have chosen among several maps.
-            evidence += math.log10(extension.num_compared)
-        transform = unit.transform_out(affine, field)
-        pairs = correspondences(self.fixed, inner(self.fixed), self.moving, sigma, self.held)
+        found = self._find(pose)
+        matched, chance, evidence = self._verdict(found, pose)
+        is_certain = evidence < (_CERTAIN if self.held.any() else _CERTAIN_OF_FEW)
+        new = self._refit(found) if is_certain else None
+        final, judge = (found.map, found.map) if new is None else (new.transform, new.judge)
+        moved = final(self.fixed)
+        moved[self.held] = judge(self.fixed[self.held])
+        rows = None if new is None else (new.fixed_rows, new.moving_rows)
+        pairs = correspondences(self.fixed, moved, self.moving, found.sigma, self.held, rows)
         pairs = replace(
             pairs,
             fixed=x[pairs.fixed_index],
             moving=y[pairs.moving_index],
             residual=pairs.residual * unit.scale,
         )
-        certain = _CERTAIN if self.held.any() else _CERTAIN_OF_FEW
         is_one_to_one = len(pairs) >= _ONE_TO_ONE * matched * len(x)
-        is_sound = pose.allows(affine, one_to_one=is_one_to_one)
-        is_ok = evidence < certain and len(pairs) >= _FEWEST - 1 and is_sound
+        is_sound = pose.allows(found.map.affine, one_to_one=is_one_to_one)
+        is_ok = is_certain and len(pairs) >= _FEWEST - 1 and is_sound
         message = (
             f"{len(pairs)} pairs; {100 * matched:.0f} % of the fixed spots have a partner within "
-            f"{GATE * sigma * unit.scale:.3g} um, {100 * chance:.0f} % by chance "
+            f"{GATE * found.sigma * unit.scale:.3g} um, {100 * chance:.0f} % by chance "
             f"(log10 of its probability {evidence:.1f})."
         )
         if not is_sound:
             message = f"The fitted map collapses the spots or mirrors them. {message}"
+        is_kriging = found.num_compared > 0 or new is not None
+        field = None if final.field is None else "kriging" if is_kriging else "coherent"
+        losses = {} if new is None else new.losses
         return Match(
-            transform=transform,
+            transform=unit.transform_out(final.affine, final.field),
+            judge=unit.transform_out(judge.affine, judge.field),
             correspondences=pairs,
             status="ok" if is_ok else "no registration",
             message=message,
             evidence=evidence,
             share_matched=matched,
             share_chance=chance,
-            residual_sigma=sigma * unit.scale,
-            w=result.w,
-            model=model,
-            beta=unit.scale * (_beta(chosen) if extension is None else extension.beta),
+            residual_sigma=found.sigma * unit.scale,
+            w=found.w,
+            model=found.model,
+            beta=unit.scale * (found.beta if new is None else new.beta),
             spacing=unit.scale,
             details={
                 "pose": {
@@ -243,10 +245,74 @@ class _Matcher:
                     "tried": pose.num_tried,
                     "coverage": pose.coverage,
                 },
-                "losses_um": {k: v * unit.scale for k, v in chosen.losses.items()},
-                "iterations": [len(first.steps), len(result.steps)],
-                "extended": extension is not None,
+                "losses_um": {k: v * unit.scale for k, v in found.losses.items()},
+                "iterations": found.iterations,
+                "extended": found.num_compared > 0,
+                "field": field,
+                "held_out_rms_um": {k: v * unit.scale for k, v in losses.items()},
             },
+        )
+
+    def _find(self, pose: Coarse) -> _Found:
+        """Find the map that the held-out spots judge: drift, model, extension."""
+        first, lattice = self._drift(pose.affine, _FIRST, None)
+        chosen = self._select(pose.affine, first, lattice)
+        result = first
+        if chosen.model == "field":
+            start = lattice.field(first.solution.coefficients)
+            result, lattice = self._drift(pose.affine, chosen.prior, start)
+            raw = lattice.field(result.solution.coefficients)
+            map_ = Transform(*split_affine(pose.affine, raw, self.fitted))
+        else:
+            map_ = Transform(self._simple(chosen.model, pose.affine, first), None)
+        found = _Found(
+            map=map_,
+            sigma=pair_sigma(map_(self.fixed), self.moving, result.sigma),
+            model=chosen.model,
+            beta=chosen.prior.beta if chosen.model == "field" else math.nan,
+            w=result.w,
+            losses=chosen.losses,
+            iterations=[len(first.steps), len(result.steps)],
+        )
+        # Few spots judge themselves, and a width or a field that was asked for is kept.
+        if not self.held.any() or self.beta is not None or self.field == "coherent":
+            return found
+        extension = extend(
+            self.fixed,
+            self.moving,
+            self.held,
+            map_,
+            found.sigma,
+            (self.low, self.high),
+            is_simple=chosen.model in SIMPLE_MODELS,
+        )
+        if extension is None:
+            return found
+        seen = pair_sigma(extension.transform(self.fixed), self.moving, extension.sigma)
+        return replace(
+            found,
+            map=extension.transform,
+            sigma=max(seen, extension.sigma),
+            model="field",
+            beta=extension.beta,
+            num_compared=extension.num_compared,
+        )
+
+    def _refit(self, found: _Found) -> Refit | None:
+        """Fit the field anew to all pairs, where it was asked for or spots can tell."""
+        must = self.field == "kriging"
+        may = self.field == "auto" and self.beta is None
+        if found.model != "field" or not (must or may):
+            return None
+        return refit(
+            self.fixed,
+            self.moving,
+            self.held,
+            found.map,
+            found.sigma,
+            (self.low, self.high),
+            is_judged=found.num_compared > 0,
+            must=must,
         )
 
     def _drift(
@@ -312,13 +378,12 @@ class _Matcher:
             near = weights > 0
         return map_
 
-    def _verdict(
-        self, map_: Transform, sigma: float, model: str, pose: Coarse
-    ) -> tuple[float, float, float]:
+    def _verdict(self, found: _Found, pose: Coarse) -> tuple[float, float, float]:
         """Return the share of spots with a partner, the share by chance, and log10 of its odds."""
         cells = CellList.build(self.moving, 1.0)
+        map_, model = found.map, found.model
         moved = map_(self.fixed)
-        reach = GATE * sigma
+        reach = GATE * found.sigma
         aside = steps_aside(self.moving)
         near = cells.count_within(moved, reach) > 0
         by_chance = np.mean([cells.count_within(moved + a, reach) > 0 for a in aside], axis=0)
@@ -333,12 +398,8 @@ class _Matcher:
             # So few parameters are paid for by a few spots: all others judge, held out or not.
             every = pose_evidence(self.fixed, self.moving, map_, model, pose)
             evidence = min(evidence, every) + math.log10(2)
-        return matched, chance, evidence
-
-
-def _beta(chosen: Selection) -> float:
-    """Return the coherence width of a model; NaN where it has no field."""
-    return chosen.prior.beta if chosen.model == "field" else math.nan
+        # The same spots may have chosen among several maps.
+        return matched, chance, evidence + math.log10(max(1, found.num_compared))
 
 
 def _cloud(points: ArrayLike | Spots, name: str) -> Floats:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-__all__ = ["GATE", "mutual_neighbours", "pair_sigma"]
+__all__ = ["GATE", "mutual_neighbours", "pair_sigma", "wide_pairs"]
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -16,6 +16,8 @@ Rows = NDArray[np.int64]
 GATE = 3.0
 """Standard deviations, all axes together, within which mutual neighbours are a pair."""
 
+# Pairs are sought this far, in spacings, where chance adds no more than so many of them.
+_REACHES, _MOST_BY_CHANCE = (0.27, 0.14, 0.07), 0.01
 _ENOUGH_JUDGES = 8
 _LEAST_SIGMA = 1e-6
 
@@ -27,6 +29,28 @@ def mutual_neighbours(moved: Floats, target: Floats, reach: float) -> tuple[Rows
     ours = np.flatnonzero(np.isfinite(distance))
     ours = ours[back[theirs[ours]] == ours]
     return ours.astype(np.int64), theirs[ours].astype(np.int64)
+
+
+def wide_pairs(moved: Floats, moving: Floats, aside: Floats, near: float) -> tuple[Rows, Rows]:
+    """Return the mutual pairs within the widest reach at which chance adds hardly any.
+
+    Parameters
+    ----------
+    moved, moving : (N, D), (M, D) ndarrays
+        In units of the mean spacing.
+    aside : (L, D) ndarray
+        Steps that part all pairs: what is paired then is by chance.
+    near : float
+        Reach where chance adds too many at any wider one.
+    """
+    pairs = mutual_neighbours(moved, moving, near)
+    for reach in _REACHES:
+        if reach <= near:
+            break
+        chance = np.mean([len(mutual_neighbours(moved + a, moving, reach)[0]) for a in aside])
+        if chance <= _MOST_BY_CHANCE * len(pairs[0]):
+            return mutual_neighbours(moved, moving, reach)
+    return pairs
 
 
 def pair_sigma(

@@ -28,8 +28,12 @@ class Match:
     transform : Transform
         The pull-back, fixed to moving, micrometre. Not to be used unless the status is 'ok':
         else it is the identity, or what was fitted before the verdict.
+    judge : Transform
+        The map that the held-out spots have judged. `transform` is the same, or one of the same
+        kind that was then fitted to all pairs, those of the held-out spots too.
     correspondences : Correspondences
-        Mutual nearest pairs within three standard deviations of the residual.
+        The pairs: mutual nearest ones within three standard deviations of the residual, or those
+        that the field was fitted to. Residuals of held-out pairs are those of `judge`.
     status : str
         'ok'; 'no registration' where chance explains the pairs; 'few spots' where there are too
         few to tell.
@@ -52,10 +56,12 @@ class Match:
     spacing : float, micrometre
         Mean distance of nearest neighbours of the fixed spots.
     details : dict
-        Source and evidence of the pose, losses of all models, iterations.
+        Source and evidence of the pose, losses of all models, iterations; 'field', 'coherent' or
+        'kriging', and the residuals of the held-out pairs that it was chosen by.
     """
 
     transform: Transform
+    judge: Transform
     correspondences: Correspondences
     status: str
     message: str
@@ -76,9 +82,14 @@ class Match:
 
 
 def correspondences(
-    fixed: Floats, moved: Floats, moving: Floats, sigma: float, held: NDArray[np.bool_]
+    fixed: Floats,
+    moved: Floats,
+    moving: Floats,
+    sigma: float,
+    held: NDArray[np.bool_],
+    pairs: tuple[Rows, Rows] | None = None,
 ) -> Correspondences:
-    """Return the mutual nearest pairs within three standard deviations.
+    """Return pairs with their residuals and weights.
 
     Parameters
     ----------
@@ -87,9 +98,13 @@ def correspondences(
     sigma : float
         Standard deviation of a pair an axis.
     held : (N,) bool ndarray
+    pairs : tuple of (K,) ndarrays, optional
+        Rows. Default: the mutual nearest pairs within three standard deviations.
     """
     ndim = fixed.shape[1]
-    ours, theirs = mutual_neighbours(moved, moving, GATE * math.sqrt(ndim) * sigma)
+    if pairs is None:
+        pairs = mutual_neighbours(moved, moving, GATE * math.sqrt(ndim) * sigma)
+    ours, theirs = pairs
     square = ((moved[ours] - moving[theirs]) ** 2).sum(1)
     # Posterior of the pair against an outlier of the local density.
     outlier = (2 * math.pi * sigma**2) ** (ndim / 2) * len(moving) / max(len(ours), 1)
@@ -126,8 +141,9 @@ def nothing(
         fixed=np.empty((0, ndim)), moving=np.empty((0, ndim)), fixed_index=rows, moving_index=rows,
         weight=none, residual=none, held_out=np.empty(0, dtype=bool), tile=rows,
     )  # fmt: skip
+    identity = Transform.identity(ndim)
     return Match(
-        transform=Transform.identity(ndim), correspondences=empty, status=status, message=message,
+        transform=identity, judge=identity, correspondences=empty, status=status, message=message,
         evidence=0.0, share_matched=0.0, share_chance=0.0, residual_sigma=math.nan, w=1.0,
         model="none", beta=math.nan, spacing=spacing, details={},
     )  # fmt: skip

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilereg.affine import fit_affine, fit_rigid, fit_translation
+from tilereg.blas import one_thread
 from tilereg.kriging import residuals_of, sampled
 from tilereg.lattice import Lattice, NormalEquations
 from tilereg.smoothing import Coherent
@@ -36,6 +37,8 @@ _MOST_NODES_A_PAIR = 2.0
 _LEAST_NODES = 400
 _TRUNCATION = 4.0
 _SIMPLE_GAIN = 0.98
+# Losses that differ by less, in spacings, differ by rounding.
+_ROUNDING = 1e-9
 _MOST_PAIRS = 60_000
 
 
@@ -93,7 +96,7 @@ def select_model(
             if len(source) < _FEWEST_PAIRS[model] * source.shape[1]:
                 continue
             losses[model] = _simple_loss(model, source, target, sigma, folds)
-            if losses[model] < _SIMPLE_GAIN * best:
+            if losses[model] < _SIMPLE_GAIN * best - _ROUNDING:
                 best, chosen = losses[model], (model, chosen[1])
     if len(source) >= _FEWEST_PAIRS["field"] * source.shape[1] or beta is not None:
         fields = _field_losses(
@@ -102,7 +105,7 @@ def select_model(
         losses |= {f"field beta={p.beta:g} variance={p.variance:g}": v for p, v in fields.items()}
         # Of equals the stiffest.
         prior = min(fields, key=lambda p: fields[p])
-        if fields[prior] < _SIMPLE_GAIN * best:
+        if fields[prior] < _SIMPLE_GAIN * best - _ROUNDING:
             chosen = ("field", prior)
     return Selection(chosen[0], chosen[1], losses)
 
@@ -156,7 +159,8 @@ def _field_losses(
         if len(betas) > 1 and _is_too_fine(source, beta):
             losses |= {Coherent(beta, variance): np.inf for variance in _VARIANCES}
             continue
-        found = residuals_of(source[rows], shift[rows], beta, noises)
+        with one_thread():
+            found = residuals_of(source[rows], shift[rows], beta, noises)
         for variance, residual in zip(_VARIANCES, found, strict=True):
             losses[Coherent(beta, variance)] = _loss([residual[:, None]], sigma)
     return losses

@@ -1,0 +1,116 @@
+"""The last fit: through all pairs, judged without those that are held out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from clouds import make_pair
+from numpy.typing import NDArray
+from test_growth import bent, scattered
+
+from tilereg import InputError
+from tilereg.kriging import fit_kriging
+from tilereg.matching import match_spots
+from tilereg.matching.refit import exchanged, refit
+from tilereg.transform import Transform
+
+Floats = NDArray[np.float64]
+
+
+def held_out(count: int) -> NDArray[np.bool_]:
+    held = np.zeros(count, dtype=bool)
+    held[::8] = True
+    return held
+
+
+def box(points: Floats) -> tuple[Floats, Floats]:
+    return points.min(axis=0), points.max(axis=0)
+
+
+@pytest.mark.parametrize("count", [400, 1400])
+def test_held_out_pairs_change_the_map_and_not_its_judge(count: int) -> None:
+    fixed = scattered(count, 3)
+    moving = bent(fixed, 0.3, 4.0)
+    held = held_out(count)
+    identity = Transform.identity(3)
+    plain = refit(fixed, moving, held, identity, 0.15, box(fixed), must=True)
+    rng = np.random.default_rng(0)
+    nudged = moving + held[:, None] * rng.normal(0, 0.02, moving.shape)
+    other = refit(fixed, nudged, held, identity, 0.15, box(fixed), must=True)
+    assert plain is not None
+    assert other is not None
+    np.testing.assert_array_equal(plain.judge(fixed), other.judge(fixed))
+    assert np.abs(plain.transform(fixed[held]) - other.transform(fixed[held])).max() > 1e-3
+    assert len(plain.fixed_rows) > 0.97 * count
+
+
+def test_the_map_is_closer_than_its_judge() -> None:
+    """Few spots on a narrow bump: those that judge are missed."""
+    fixed = scattered(400, 3)
+    moving = bent(fixed, 0.5, 1.6)
+    fit = refit(fixed, moving, held_out(400), Transform.identity(3), 0.2, box(fixed), must=True)
+    assert fit is not None
+    errors = [np.linalg.norm(m(fixed) - moving, axis=1) for m in (fit.transform, fit.judge)]
+    assert errors[0].max() < 0.3 * errors[1].max()
+
+
+def test_a_map_that_held_out_spots_prefer_is_kept() -> None:
+    """A wave as short as the spacing, which no pair tells of another."""
+    fixed = scattered(800, 3)
+    moving = fixed + 0.15 * np.sin(2.5 * fixed[:, ::-1])
+    held = held_out(800)
+
+    class Wave(Transform):
+        def __call__(self, points: Floats) -> Floats:
+            return points + 0.15 * np.sin(2.5 * points[:, ::-1])
+
+    wave = Wave(Transform.identity(3).affine)
+    assert refit(fixed, moving, held, wave, 0.1, box(fixed)) is None
+    assert refit(fixed, moving, held, wave, 0.1, box(fixed), must=True) is not None
+
+
+def test_partners_that_are_exchanged_are_found() -> None:
+    fixed = scattered(300, 3)
+    moving = bent(fixed, 1.0, 4.0)
+    fit = fit_kriging(fixed, moving)
+    np.testing.assert_array_equal(exchanged(fixed, moving, fit), np.arange(300))
+    gap = np.linalg.norm(fixed[:, None] - fixed, axis=2) + 99 * np.eye(300)
+    one, two = np.unravel_index(np.where(gap > 0.5, gap, 99).argmin(), gap.shape)
+    order = np.arange(300)
+    order[[one, two]] = two, one
+    swapped = moving[order]
+    fit = fit_kriging(fixed, swapped)
+    np.testing.assert_array_equal(order[exchanged(fixed, swapped, fit)], np.arange(300))
+
+
+def test_noise_exchanges_nothing() -> None:
+    fixed = scattered(300, 3)
+    moving = fixed + np.random.default_rng(1).normal(0, 0.2, fixed.shape)
+    order = exchanged(fixed, moving, fit_kriging(fixed, moving))
+    np.testing.assert_array_equal(order, np.arange(300))
+
+
+@pytest.mark.parametrize("field", ["auto", "coherent", "kriging"])
+def test_the_field_that_is_asked_for(field: str) -> None:
+    pair = make_pair(600, seed=2)
+    match = match_spots(pair.fixed, pair.moving, field=field)
+    assert match.is_ok
+    assert match.model == "field"
+    name = match.details["field"]
+    assert name == ("kriging" if field == "auto" else field)
+    same = np.array_equal(match.transform(pair.fixed), match.judge(pair.fixed))
+    assert same == (field == "coherent")
+    error = np.linalg.norm(match.transform(pair.fixed) - pair.true_map(pair.fixed), axis=1)
+    assert np.median(error) < 0.3
+
+
+def test_an_unknown_field_is_refused() -> None:
+    with pytest.raises(InputError, match="Invalid field 'rigid'"):
+        match_spots(np.eye(3), np.eye(3), field="rigid")
+
+
+def test_a_width_that_is_given_is_kept() -> None:
+    pair = make_pair(600, seed=2)
+    match = match_spots(pair.fixed, pair.moving, beta=60.0)
+    assert match.details["field"] == "coherent"
+    assert match.beta == pytest.approx(60.0)

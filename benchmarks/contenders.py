@@ -54,7 +54,9 @@ def run_with_tilereg(pair: Pair, folder: Path, method: str, time_limit: float | 
     """Register with `tilereg register` and its defaults: threads of one process."""
     rounds = [str(folder / name) for name in ROUNDS]
     output = folder / method
-    cost = run_tilereg("register", *rounds, str(output), "--quiet", time_limit=time_limit)
+    cost = run_tilereg(
+        "register", *rounds, str(output), "--quiet", time_limit=time_limit, cores=CORES
+    )
     transform = read_transform(output / "transform.ome.zarr")
     registered = open_image(output / "registered.ome.zarr").reader()
     qc = json.loads((output / "qc.json").read_text())
@@ -90,7 +92,7 @@ def run_with_bigstream(pair: Pair, folder: Path, method: str, time_limit: float 
     alone = {"HOME": str(output), "PYTHONPATH": ""}
     cost = run_command(
         [str(python), runner, "register", str(place)],
-        environment=alone, folder=output, time_limit=time_limit,
+        environment=alone, folder=output, time_limit=time_limit, cores=CORES,
     )  # fmt: skip
     run_command([str(python), runner, "points", str(place)], environment=alone, folder=output)
     parts = (output / "affine.mat").stat().st_size + folder_bytes(output / "deform.zarr")

@@ -140,6 +140,7 @@ def run_command(
     folder: Path | None = None,
     interval: float = 0.1,
     time_limit: float | None = None,
+    cores: int | None = None,
 ) -> CommandCost:
     """Run a command to its end and return what it took.
 
@@ -155,6 +156,8 @@ def run_command(
         Between two looks at its memory, at least; looking takes a twentieth of the time at most.
     time_limit : float, seconds, optional
         After which it is ended, with all that it started.
+    cores : int, optional
+        To how many of the machine's cores it is bound, where the system can. Default: all.
 
     Raises
     ------
@@ -167,6 +170,7 @@ def run_command(
         process = subprocess.Popen(
             list(command), env=variables, cwd=folder, stdout=said, stderr=subprocess.STDOUT
         )
+        _bind(process, cores)
         watcher = _Watcher(root=psutil.Process(process.pid), start=time.perf_counter())
         cpu_seconds = watcher.follow(process, interval, time_limit)
         seconds = time.perf_counter() - watcher.start
@@ -188,9 +192,21 @@ def run_command(
     )
 
 
-def run_tilereg(*arguments: str, time_limit: float | None = None) -> CommandCost:
+def run_tilereg(
+    *arguments: str, time_limit: float | None = None, cores: int | None = None
+) -> CommandCost:
     """Run the command line of tilereg in a process of its own."""
-    return run_command([sys.executable, "-m", "tilereg", *arguments], time_limit=time_limit)
+    command = [sys.executable, "-m", "tilereg", *arguments]
+    return run_command(command, time_limit=time_limit, cores=cores)
+
+
+def _bind(process: subprocess.Popen[bytes], cores: int | None) -> None:
+    """Bind a process that has just begun, and so all that it will start, to some cores."""
+    if cores is None or not hasattr(psutil.Process, "cpu_affinity"):
+        return
+    with suppress(psutil.NoSuchProcess):
+        bound = psutil.Process(process.pid)
+        bound.cpu_affinity(sorted(bound.cpu_affinity())[:cores])
 
 
 def _ended(process: subprocess.Popen[bytes]) -> float | None:

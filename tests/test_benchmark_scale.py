@@ -82,6 +82,13 @@ def test_the_memory_of_all_processes_is_added_up() -> None:
     assert found.cpu_seconds > 0
 
 
+def test_a_command_is_bound_to_cores() -> None:
+    wait = "import os, subprocess, sys, time; time.sleep(1)"
+    count = "assert len(os.sched_getaffinity(0)) == 1, 'free'"
+    child = f"sys.exit(subprocess.call([sys.executable, '-c', {f'import os; {count}'!r}]))"
+    run_command([sys.executable, "-c", f"{wait}; {count}; {child}"], cores=1)
+
+
 def test_what_a_command_writes_is_counted(tmp_path: Path) -> None:
     program = "import time; open('x', 'wb').write(bytes(3_000_000)); time.sleep(0.3)"
     found = run_command([sys.executable, "-c", program], folder=tmp_path)

@@ -65,6 +65,13 @@ def test_rendering_refuses_what_does_not_fit() -> None:
         render_spots(np.zeros((2, 3)), np.ones(2), 0.0, Window.whole((3, 3, 3)))
 
 
+@pytest.mark.parametrize("name", ["rotation", "shift", "bump"])
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_rounds_of_no_number_are_refused(name: str, number: float) -> None:
+    with pytest.raises(InputError, match="must be finite"):
+        demo_rounds((16, 64, 64), num_spots=20, **{name: number})
+
+
 @pytest.mark.parametrize("chunks", [(7, 33, 64), (20, 70, 1), ((1, 19), (69, 1), (45, 45))])
 def test_every_chunking_gives_the_same_voxels(
     rounds: SyntheticRounds, chunks: tuple[int | tuple[int, ...], ...]

@@ -7,6 +7,7 @@ from its definitions, and harder variants of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -142,6 +143,10 @@ def demo_rounds(
         shape=tuple(max(1, n + (-1) ** axis * (n // 12)) for axis, n in enumerate(shape)),
         spacing=tuple(spacing),
     )
+    if not all(map(math.isfinite, (rotation, shift, bump))):
+        raise InputError(
+            f"Invalid rotation {rotation}, shift {shift} or bump {bump}. They must be finite."
+        )
     rng = np.random.default_rng(seed)
     true_map = _demo_map(fixed_grid, moving_grid, rotation, shift, bump, rng)
     fixed_all = _scatter(fixed_grid, moving_grid, true_map, num_spots, rng)

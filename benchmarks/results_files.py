@@ -15,7 +15,6 @@ import platform
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -169,7 +168,7 @@ class Ledger:
     def add(self, row: dict[str, Any]) -> dict[str, Any]:
         """Append one result; return it marked with a digest of tilereg's code."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        marked = {"code": code_digest(), **row}
+        marked = {"code": CODE, **row}
         text = json.dumps(plain(marked), allow_nan=False) + "\n"
         with self.path.open("a+b") as file:
             # A line that an interrupted run left unfinished must not swallow this one.
@@ -188,7 +187,7 @@ class Ledger:
             for row in self.rows()
             if "all" not in methods
             and row["method"] not in methods
-            and ("stale" not in methods or row.get("code") == code_digest())
+            and ("stale" not in methods or row.get("code") == CODE)
         ]
         if self.path.exists():
             self.path.unlink()
@@ -196,15 +195,18 @@ class Ledger:
             self.add({"code": None, **row})
 
 
-@lru_cache(maxsize=1)
-def code_digest() -> str:
-    """Return eight digits of a hash of all modules of tilereg."""
-    root = Path(tilereg.__file__).parent
+def _digest_of(*folders: Path) -> str:
+    """Return eight digits of a hash of all modules in folders."""
     digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(str(path.relative_to(root)).encode())
-        digest.update(path.read_bytes())
+    for root in folders:
+        for path in sorted(root.rglob("*.py")):
+            digest.update(str(path.relative_to(root)).encode())
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:8]
+
+
+# Of the code as it is when a benchmark begins.
+CODE = _digest_of(Path(tilereg.__file__).parent, Path(__file__).parent / "methods")
 
 
 def _ends_line(path: Path) -> bool:

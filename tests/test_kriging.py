@@ -71,14 +71,6 @@ def test_a_narrow_bump_keeps_its_middle() -> None:
     assert fit_kriging(points, moving).is_kept.all()
 
 
-def test_a_prior_that_is_given_is_used() -> None:
-    points = scattered(200, 3)
-    values = 0.05 * np.sin(points)
-    prior = Prior(5.5, 0.1)
-    assert fit_kriging(points, points + values, prior=prior).prior == prior
-    assert fit_kriging(points, points + values).prior != prior
-
-
 def test_the_width_of_a_field_is_found() -> None:
     rng = np.random.default_rng(2)
     points = rng.uniform(0, 30, (300, 3))

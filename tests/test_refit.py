@@ -11,7 +11,7 @@ from test_growth import bent, scattered
 from tilereg import InputError
 from tilereg.kriging import fit_kriging
 from tilereg.matching import match_spots
-from tilereg.matching.refit import exchanged, refit
+from tilereg.matching.refit import exchanged, fit_all, fit_judge
 from tilereg.transform import Transform
 
 Floats = NDArray[np.float64]
@@ -27,30 +27,47 @@ def box(points: Floats) -> tuple[Floats, Floats]:
     return points.min(axis=0), points.max(axis=0)
 
 
-@pytest.mark.parametrize("count", [400, 1400])
+@pytest.mark.parametrize("count", [400, 1400, 2200])
 def test_held_out_pairs_change_the_map_and_not_its_judge(count: int) -> None:
+    """Across the sizes at which pairs are sought anew, and fields are no longer exact."""
     fixed = scattered(count, 3)
     moving = bent(fixed, 0.3, 4.0)
     held = held_out(count)
-    identity = Transform.identity(3)
-    plain = refit(fixed, moving, held, identity, 0.15, box(fixed), must=True)
+    nudged = moving + held[:, None] * np.random.default_rng(0).normal(0, 0.02, moving.shape)
+    found = []
+    for targets in (moving, nudged):
+        judge = fit_judge(fixed, targets, held, Transform.identity(3), 0.15, box(fixed), must=True)
+        assert judge is not None
+        assert not held[judge.fixed_rows].any()
+        final = fit_all(fixed, targets, judge.transform, 0.1, box(fixed))
+        assert held[final.fixed_rows].mean() > 0.1
+        assert len(final.fixed_rows) > 0.97 * count
+        found.append((judge.transform(fixed), final.transform(fixed[held])))
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    assert np.abs(found[0][1] - found[1][1]).max() > 1e-3
+
+
+def test_a_spline_of_few_pairs_is_no_spline_of_many() -> None:
+    """Up to 2000 pairs a spline may fit best; of more there is none, and nothing must break."""
     rng = np.random.default_rng(0)
-    nudged = moving + held[:, None] * rng.normal(0, 0.02, moving.shape)
-    other = refit(fixed, nudged, held, identity, 0.15, box(fixed), must=True)
-    assert plain is not None
-    assert other is not None
-    np.testing.assert_array_equal(plain.judge(fixed), other.judge(fixed))
-    assert np.abs(plain.transform(fixed[held]) - other.transform(fixed[held])).max() > 1e-3
-    assert len(plain.fixed_rows) > 0.97 * count
+    fixed = rng.uniform(0, 100, (2080, 3))
+    unit = (fixed - 50) / 50
+    moving = fixed + 2 * np.abs(unit[:, ::-1]) + rng.normal(0, 0.2, fixed.shape)
+    match = match_spots(fixed, moving)
+    assert match.is_ok
+    error = np.linalg.norm(match.transform(fixed) - fixed - 2 * np.abs(unit[:, ::-1]), axis=1)
+    assert np.median(error) < 0.2
 
 
 def test_the_map_is_closer_than_its_judge() -> None:
     """Few spots on a narrow bump: those that judge are missed."""
     fixed = scattered(400, 3)
     moving = bent(fixed, 0.5, 1.6)
-    fit = refit(fixed, moving, held_out(400), Transform.identity(3), 0.2, box(fixed), must=True)
-    assert fit is not None
-    errors = [np.linalg.norm(m(fixed) - moving, axis=1) for m in (fit.transform, fit.judge)]
+    identity = Transform.identity(3)
+    judge = fit_judge(fixed, moving, held_out(400), identity, 0.2, box(fixed), must=True)
+    assert judge is not None
+    final = fit_all(fixed, moving, judge.transform, 0.05, box(fixed))
+    errors = [np.linalg.norm(m(fixed) - moving, axis=1) for m in (final.transform, judge.transform)]
     assert errors[0].max() < 0.3 * errors[1].max()
 
 
@@ -65,8 +82,28 @@ def test_a_map_that_held_out_spots_prefer_is_kept() -> None:
             return points + 0.15 * np.sin(2.5 * points[:, ::-1])
 
     wave = Wave(Transform.identity(3).affine)
-    assert refit(fixed, moving, held, wave, 0.1, box(fixed)) is None
-    assert refit(fixed, moving, held, wave, 0.1, box(fixed), must=True) is not None
+    assert fit_judge(fixed, moving, held, wave, 0.1, box(fixed)) is None
+    assert fit_judge(fixed, moving, held, wave, 0.1, box(fixed), must=True) is not None
+    # Too few to tell: they prefer nothing, and nothing is fitted.
+    few = np.arange(800) < 5
+    assert fit_judge(fixed, moving, few, wave, 0.1, box(fixed)) is None
+
+
+def test_a_large_match_that_grew_keeps_its_kind_and_its_pairs() -> None:
+    """A bump that the drift does not reach, in a cloud too large to be fitted anew by kriging."""
+    rng = np.random.default_rng(0)
+    fixed = rng.uniform(0, 100, (1500, 3))
+    square = (((fixed - 50) / 50) ** 2).sum(axis=1, keepdims=True)
+    moving = fixed + [0.0, 0.0, 6.0] * np.exp(-square / 0.05)
+    moving += rng.normal(0, 0.01, moving.shape)
+    match = match_spots(fixed, moving)
+    assert match.details["extended"]
+    assert match.details["field"] == "thin-plate"
+    final, judge = (
+        np.linalg.norm(m(fixed) - moving, axis=1) for m in (match.transform, match.judge)
+    )
+    assert final.max() <= 1.1 * judge.max()
+    assert len(match.correspondences) > 1490
 
 
 def test_partners_that_are_exchanged_are_found() -> None:
@@ -107,6 +144,11 @@ def test_the_field_that_is_asked_for(field: str) -> None:
 def test_an_unknown_field_is_refused() -> None:
     with pytest.raises(InputError, match="Invalid field 'rigid'"):
         match_spots(np.eye(3), np.eye(3), field="rigid")
+
+
+def test_a_width_is_not_one_of_kriging() -> None:
+    with pytest.raises(InputError, match="chooses its own width"):
+        match_spots(np.eye(3), np.eye(3), field="kriging", beta=5.0)
 
 
 def test_a_width_that_is_given_is_kept() -> None:

@@ -54,14 +54,16 @@ _MOST_EXACT = 2000
 _LEAST_NOISE = 1e-6
 _NEIGHBOURS = 9
 _CONTRADICTED, _TOLERATED = 6.0, 0.2
+# Left to its neighbours of their squared errors by a pair that helps to predict them.
+_HELPFUL = 0.7
 _ROUNDS = 6
 # Extents below this share of the largest, and weights below this, are none.
 _FLAT, _NOTHING = 1e-9, 1e-12
 _LEAST_KEPT = 0.8
 # Distance of the nodes in mean spacings, and how many there may be.
-_NODE_STEP, _COARSE_STEP = 0.8, 2.0
-# By how much finer than it must be the lattice of a Gaussian covariance is.
-_FINER = 1.3
+_NODE_STEP, _COARSE_STEP = 0.5, 2.0
+# Nodes in the width of a Gaussian covariance, fitted on the lattice and evaluated at its nodes.
+_NODES_A_BETA = (2.6, 5.0)
 _MOST_NODES, _FEWEST_NODES = 60_000, 3000
 # Where a spline through pairs needs nodes, and points so near, in extents, are at one place.
 _PLATE_STEP, _SAME = 2.0, 1e-7
@@ -125,7 +127,6 @@ def fit_kriging(
     moving: ArrayLike,
     *,
     domain: tuple[ArrayLike, ArrayLike] | None = None,
-    prior: Prior | None = None,
 ) -> Kriging:
     """Fit a field to pairs of points with the prior that predicts each pair best from the rest.
 
@@ -135,8 +136,6 @@ def fit_kriging(
         Pairs, axes z, y, x or y, x.
     domain : pair of (D,) array_like, micrometre, optional
         Box in which the field may vary. Default: the box of the fixed points.
-    prior : Prior, optional
-        Default: the one that predicts each pair best.
 
     Returns
     -------
@@ -171,7 +170,7 @@ def fit_kriging(
     points, targets = (x - centre) / unit, (y - centre) / unit
     low, high = (x.min(axis=0), x.max(axis=0)) if domain is None else domain
     low, high = ((np.asarray(side) - centre) / unit for side in (low, high))
-    is_exact = single.sum() <= _MOST_EXACT
+    is_exact = bool(single.sum() <= _MOST_EXACT)
     step, most = (
         (_NODE_STEP, _MOST_NODES) if is_exact else (_COARSE_STEP, max(_FEWEST_NODES, len(x)))
     )
@@ -180,12 +179,10 @@ def fit_kriging(
     kept = single.copy()
     betas = tuple(b for b in _BETAS if _is_held(b, lattice, int(single.sum())))
     with one_thread():
-        found, kept[single], residual[single] = _consistent(
-            points[single], targets[single], betas, prior
-        )
-        if not is_exact:
-            # Wide fields need few nodes, and the solver's time grows with them.
-            lattice = cover(low, high, max(step, Coherent(found.beta, 1.0).spacing / _FINER), most)
+        found, kept[single], residual[single] = _consistent(points[single], targets[single], betas)
+        # Wide fields need few nodes, and time grows with them.
+        if math.isfinite(found.beta):
+            lattice = cover(low, high, max(step, found.beta / _NODES_A_BETA[is_exact]), most)
         affine, field = _on_lattice(points[kept], targets[kept], found, lattice)
     world = Affine(affine.matrix, unit * affine.offset + centre - affine.matrix @ centre)
     scaled = DisplacementField(
@@ -363,12 +360,12 @@ def sampled(points: Floats) -> Rows:
 
 
 def _consistent(
-    points: Floats, targets: Floats, betas: tuple[float, ...], given: Prior | None
+    points: Floats, targets: Floats, betas: tuple[float, ...]
 ) -> tuple[Prior, NDArray[np.bool_], Floats]:
     """Choose a prior, leave out pairs that contradict their neighbours, choose again."""
     kept = np.ones(len(points), dtype=bool)
     if not _NEIGHBOURS + points.shape[1] + 1 < len(points) <= _MOST_EXACT:
-        prior, errors, rows = _chosen(points, bent(points, targets), betas, given)
+        prior, errors, rows = choose_prior(points, bent(points, targets), betas)
         residual = np.full(len(points), np.nan)
         residual[rows] = errors
         if len(points) > _MOST_EXACT:
@@ -377,10 +374,10 @@ def _consistent(
     for _ in range(_ROUNDS):
         x, y = points[kept], targets[kept]
         values = bent(x, y)
-        prior, errors, rows = _chosen(x, values, betas, given)
-        if len(rows) < len(x):
-            errors = np.linalg.norm(leave_one_out(x, values, prior), axis=1)
-        bad = _misleading(x, values, prior, errors)
+        prior = choose_prior(x, values, betas)[0]
+        others = LeaveOut.of(x, values, prior)
+        errors = np.linalg.norm(others.residuals(), axis=1)
+        bad = _misleading(x, others, errors)
         if not bad.any() or len(x) - bad.sum() < _LEAST_KEPT * len(points):
             break
         kept[np.flatnonzero(kept)[bad]] = False
@@ -390,39 +387,25 @@ def _consistent(
     return prior, kept, residual
 
 
-def _chosen(
-    points: Floats, values: Floats, betas: tuple[float, ...], given: Prior | None
-) -> tuple[Prior, Floats, Rows]:
-    """Return what `choose_prior` returns, of the prior that is given if one is."""
-    if given is None:
-        return choose_prior(points, values, betas)
-    rows = sampled(points)
-    errors = residuals_of(points[rows], values[rows], given.beta, (given.noise,))[0]
-    return given, errors, rows
-
-
 def bent(points: Floats, targets: Floats) -> Floats:
     """Return what an affine map leaves of the displacements of (K, D) points to their targets."""
     return targets - fit_affine(points, targets, np.ones(len(points)), prior=1e-6)(points)
 
 
-def _misleading(points: Floats, values: Floats, prior: Prior, errors: Floats) -> NDArray[np.bool_]:
+def _misleading(points: Floats, others: LeaveOut, errors: Floats) -> NDArray[np.bool_]:
     """Tell which pairs contradict their neighbours, and do not help to predict them.
 
     The pair in the middle of a narrow bump is predicted far worse than those around it, like a
-    wrong one; but they are predicted better with it than without it.
+    wrong one; but they are predicted much better with it than without it.
     """
     near = cKDTree(points).query(points, k=_NEIGHBOURS + 1)[1][:, 1:]
     usual = np.maximum(np.median(errors[near], axis=1), np.median(errors))
     is_worst = errors >= errors[near].max(axis=1)
-    bad = is_worst & (errors > np.maximum(_CONTRADICTED * usual, _TOLERATED))
-    if not bad.any():
-        return np.asarray(bad)
-    others = LeaveOut.of(points, values, prior)
+    bad = np.asarray(is_worst & (errors > np.maximum(_CONTRADICTED * usual, _TOLERATED)))
     for row in np.flatnonzero(bad):
         without = others.residuals_without(int(row), near[row])
-        bad[row] = (errors[near[row]] ** 2).sum() >= (without**2).sum()
-    return np.asarray(bad)
+        bad[row] = (errors[near[row]] ** 2).sum() > _HELPFUL * (without**2).sum()
+    return bad
 
 
 def _on_lattice(

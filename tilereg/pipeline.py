@@ -191,11 +191,17 @@ def _record(
     return settings.to_toml() + "\n" + dump_tables({"run_inputs": inputs, "run_versions": versions})
 
 
-def _earlier(folder: RunFolder, stage: str, meter: Meter) -> dict[str, Any] | None:
-    """Return what an earlier start found in a stage, None where the stage is not complete."""
+def _earlier(
+    folder: RunFolder, stage: str, meter: Meter, *, needs: str = "costs"
+) -> dict[str, Any] | None:
+    """Return what an earlier start found in a stage; None where it is not complete.
+
+    Nor where an earlier version did not write what is needed: then the stage is done anew.
+    """
     content = folder.marked(stage)
-    if content is not None:
-        meter.stages.extend(StageCost(**cost) for cost in content["costs"])
+    if content is None or needs not in content:
+        return None
+    meter.stages.extend(StageCost(**cost) for cost in content["costs"])
     return content
 
 
@@ -241,7 +247,7 @@ def _match(
     meter: Meter,
 ) -> tuple[Transform, Correspondences, dict[str, Any]]:
     """Match the clouds and fit the field, or read those of an earlier start."""
-    earlier = _earlier(folder, "match", meter)
+    earlier = _earlier(folder, "match", meter, needs="judged")
     if earlier is not None:
         progress.note("match: the transform of the earlier start")
         location = folder.path(TRANSFORM)

@@ -50,6 +50,10 @@ class Extension:
         Standard deviation of a pair an axis, as the other pairs predict it.
     beta : float
         Coherence width of its field in spacings; infinite for a thin-plate spline.
+    fixed_rows, moving_rows : (K,) ndarrays
+        Its pairs, those of held-out spots among them, which it was not fitted to.
+    is_plate : bool
+        Whether its field is a smoothing thin-plate spline, not one by kriging.
     num_compared : int
         Maps among which the held-out spots have chosen it.
     """
@@ -57,6 +61,9 @@ class Extension:
     transform: Transform
     sigma: float
     beta: float
+    fixed_rows: Rows
+    moving_rows: Rows
+    is_plate: bool
     num_compared: int = 1
 
 
@@ -169,10 +176,11 @@ class _Scene:
             # The growth has left out what contradicts its neighbours.
             plate = fit_field(x, y, domain=self.box, robust=False).transform
             guess = pair_sigma(plate(self.fixed), self.moving, 0.1, self.held)
-            return Extension(plate, guess, math.inf)
+            return Extension(plate, guess, math.inf, ours, theirs, is_plate=True)
         fit = fit_kriging(x, y, domain=self.box)
         # The pairs' own residuals matter where a lattice is too coarse for the field.
         own = np.linalg.norm(fit.transform(x) - y, axis=1)[fit.is_kept]
         length = max(float(np.nanmedian(fit.residual)), float(np.median(own)))
         sigma = length / _MEDIAN_LENGTH[ndim]
-        return Extension(fit.transform, max(sigma, 1e-6), fit.prior.beta * fit.unit)
+        width = fit.prior.beta * fit.unit
+        return Extension(fit.transform, max(sigma, 1e-6), width, ours, theirs, is_plate=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass, replace
 
@@ -17,9 +18,9 @@ from tilereg.matching.cells import CellList
 from tilereg.matching.clouds import Unit, canonical_order, num_distinct, steps_aside
 from tilereg.matching.coarse import Coarse, find_pose, pose_evidence
 from tilereg.matching.cpd import Drift, drift
-from tilereg.matching.extension import extend
+from tilereg.matching.extension import Extension, extend
 from tilereg.matching.pairing import GATE, mutual_neighbours, pair_sigma
-from tilereg.matching.refit import Refit, refit
+from tilereg.matching.refit import Refit, fit_all, fit_judge, fit_plate
 from tilereg.matching.result import Match, correspondences, in_rows, nothing
 from tilereg.matching.selection import SIMPLE_MODELS, Selection, fit_simple, select_model
 from tilereg.matching.votes import count_votes, fit_votes
@@ -121,6 +122,10 @@ def match_spots(
         raise InputError(f"Invalid method '{method}'. Known methods: {', '.join(METHODS)}.")
     if field not in FIELDS:
         raise InputError(f"Invalid field '{field}'. Known fields: {', '.join(FIELDS)}.")
+    if field == "kriging" and beta is not None:
+        raise InputError(
+            "A kriging field chooses its own width, beta is that of the drift's. Leave one out."
+        )
     x, y = _cloud(fixed, "fixed points"), _cloud(moving, "moving points")
     _check_axes(x, y, initial)
     _check_numbers(max_rotation, w, beta, max_iterations)
@@ -171,8 +176,13 @@ class _Found:
     w: float
     losses: dict[str, float]
     iterations: list[int]
-    num_compared: int = 0
-    """Maps that the held-out spots have compared in an extension; 0 without one."""
+    field: str | None
+    """'coherent', 'kriging' or 'thin-plate'; None where the map is affine."""
+    num_compared: int = 1
+    """Maps among which the held-out spots have chosen it."""
+    compared: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Residuals of the held-out spots that the field was chosen by."""
+    extension: Extension | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,9 +210,9 @@ class _Matcher:
         matched, chance, evidence = self._verdict(found, pose)
         is_certain = evidence < (_CERTAIN if self.held.any() else _CERTAIN_OF_FEW)
         new = self._refit(found) if is_certain else None
-        final, judge = (found.map, found.map) if new is None else (new.transform, new.judge)
+        final = found.map if new is None else new.transform
         moved = final(self.fixed)
-        moved[self.held] = judge(self.fixed[self.held])
+        moved[self.held] = found.map(self.fixed[self.held])
         rows = None if new is None else (new.fixed_rows, new.moving_rows)
         pairs = correspondences(self.fixed, moved, self.moving, found.sigma, self.held, rows)
         pairs = replace(
@@ -212,7 +222,9 @@ class _Matcher:
             residual=pairs.residual * unit.scale,
         )
         is_one_to_one = len(pairs) >= _ONE_TO_ONE * matched * len(x)
-        is_sound = pose.allows(found.map.affine, one_to_one=is_one_to_one)
+        is_sound = all(
+            pose.allows(map_.affine, one_to_one=is_one_to_one) for map_ in (found.map, final)
+        )
         is_ok = is_certain and len(pairs) >= _FEWEST - 1 and is_sound
         message = (
             f"{len(pairs)} pairs; {100 * matched:.0f} % of the fixed spots have a partner within "
@@ -221,12 +233,9 @@ class _Matcher:
         )
         if not is_sound:
             message = f"The fitted map collapses the spots or mirrors them. {message}"
-        is_kriging = found.num_compared > 0 or new is not None
-        field = None if final.field is None else "kriging" if is_kriging else "coherent"
-        losses = {} if new is None else new.losses
         return Match(
             transform=unit.transform_out(final.affine, final.field),
-            judge=unit.transform_out(judge.affine, judge.field),
+            judge=unit.transform_out(found.map.affine, found.map.field),
             correspondences=pairs,
             status="ok" if is_ok else "no registration",
             message=message,
@@ -247,9 +256,9 @@ class _Matcher:
                 },
                 "losses_um": {k: v * unit.scale for k, v in found.losses.items()},
                 "iterations": found.iterations,
-                "extended": found.num_compared > 0,
-                "field": field,
-                "held_out_rms_um": {k: v * unit.scale for k, v in losses.items()},
+                "extended": found.extension is not None,
+                "field": found.field,
+                "held_out_rms_um": {k: v * unit.scale for k, v in found.compared.items()},
             },
         )
 
@@ -269,6 +278,7 @@ class _Matcher:
             map=map_,
             sigma=pair_sigma(map_(self.fixed), self.moving, result.sigma),
             model=chosen.model,
+            field="coherent" if chosen.model == "field" else None,
             beta=chosen.prior.beta if chosen.model == "field" else math.nan,
             w=result.w,
             losses=chosen.losses,
@@ -276,7 +286,7 @@ class _Matcher:
         )
         # Few spots judge themselves, and a width or a field that was asked for is kept.
         if not self.held.any() or self.beta is not None or self.field == "coherent":
-            return found
+            return self._by_kriging(found) if self.field == "kriging" else found
         extension = extend(
             self.fixed,
             self.moving,
@@ -287,33 +297,54 @@ class _Matcher:
             is_simple=chosen.model in SIMPLE_MODELS,
         )
         if extension is None:
-            return found
+            return self._by_kriging(found)
         seen = pair_sigma(extension.transform(self.fixed), self.moving, extension.sigma)
         return replace(
             found,
             map=extension.transform,
             sigma=max(seen, extension.sigma),
             model="field",
+            field="thin-plate" if extension.is_plate else "kriging",
             beta=extension.beta,
             num_compared=extension.num_compared,
+            extension=extension,
         )
 
-    def _refit(self, found: _Found) -> Refit | None:
-        """Fit the field anew to all pairs, where it was asked for or spots can tell."""
+    def _by_kriging(self, found: _Found) -> _Found:
+        """Fit the field by kriging, where the held-out spots do not clearly prefer the drift's."""
+        if found.model != "field":
+            return found
         must = self.field == "kriging"
-        may = self.field == "auto" and self.beta is None
-        if found.model != "field" or not (must or may):
-            return None
-        return refit(
+        fit = fit_judge(
             self.fixed,
             self.moving,
             self.held,
             found.map,
             found.sigma,
             (self.low, self.high),
-            is_judged=found.num_compared > 0,
             must=must,
         )
+        if fit is None:
+            return found
+        return replace(
+            found,
+            map=fit.transform,
+            sigma=pair_sigma(fit.transform(self.fixed), self.moving, found.sigma),
+            field="kriging",
+            beta=fit.beta,
+            num_compared=1 if must else 2,
+            compared=fit.losses,
+        )
+
+    def _refit(self, found: _Found) -> Refit | None:
+        """Fit a field of the same kind to all pairs; None for the drift's own."""
+        box = self.low, self.high
+        if found.field == "kriging":
+            return fit_all(self.fixed, self.moving, found.map, found.sigma, box)
+        if found.extension is None:
+            return None
+        rows = found.extension.fixed_rows, found.extension.moving_rows
+        return fit_plate(self.fixed, self.moving, *rows, box)
 
     def _drift(
         self, affine: Affine, prior: Coherent, start: DisplacementField | None
@@ -399,7 +430,7 @@ class _Matcher:
             every = pose_evidence(self.fixed, self.moving, map_, model, pose)
             evidence = min(evidence, every) + math.log10(2)
         # The same spots may have chosen among several maps.
-        return matched, chance, evidence + math.log10(max(1, found.num_compared))
+        return matched, chance, evidence + math.log10(found.num_compared)
 
 
 def _cloud(points: ArrayLike | Spots, name: str) -> Floats:

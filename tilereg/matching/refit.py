@@ -1,4 +1,4 @@
-"""Fit the field of a match anew, to all of its pairs.
+"""The field of a match from its pairs: one that held-out spots judge, and one through all pairs.
 
 The drift fits soft partners with one prior. Once the pairs are known, kriging fits them with the
 prior that predicts each from the others. The held-out spots judge that map; then one of the same
@@ -8,26 +8,29 @@ kind is fitted to all pairs, theirs too: where spots are few, none can be spared
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from tilereg.blas import one_thread
+from tilereg.field import fit_field
 from tilereg.kriging import Kriging, LeaveOut, bent, fit_kriging
 from tilereg.matching.clouds import steps_aside
 from tilereg.matching.growth import assign_rest, grow
 from tilereg.matching.pairing import GATE, mutual_neighbours, wide_pairs
 from tilereg.transform import Transform
 
-__all__ = ["Refit", "exchanged", "refit"]
+__all__ = ["Refit", "exchanged", "fit_all", "fit_judge", "fit_plate"]
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
+Box = tuple[Floats, Floats]
 
 # Held-out spots are few, and their own noise is larger than what two maps differ by: the map
-# through all pairs is left alone only where they are worse by so many standard errors.
-_CLEAR = 4.0
+# of the drift is kept only where they are so many standard errors, or so many, for it.
+_CLEAR, _FEWEST_JUDGES = 4.0, 8
 # Of so few spots the pairs are sought anew as well.
 _FEW = 1000
 _MOST_ROUNDS = 3
@@ -39,110 +42,106 @@ _MOST_EXCHANGES = 20
 
 @dataclass(frozen=True)
 class Refit:
-    """A field through all pairs of a match.
+    """A field through pairs of a match.
 
     Parameters
     ----------
     transform : Transform
-        Fitted to all pairs.
-    judge : Transform
-        Fitted to those that are not held out.
-    fixed_rows, moving_rows : (K,) ndarrays
-        The pairs that `transform` was fitted to.
     beta : float
         Coherence width in the unit of the points; infinite for a spline.
+    fixed_rows, moving_rows : (K,) ndarrays
+        The pairs that it was fitted to.
     losses : dict
-        Root mean square residual of the held-out pairs, of the map so far and of `judge`.
+        Root mean square residual of the held-out pairs, of the map so far and of this one.
     """
 
     transform: Transform
-    judge: Transform
+    beta: float
     fixed_rows: Rows
     moving_rows: Rows
-    beta: float
-    losses: dict[str, float]
+    losses: dict[str, float] = field(default_factory=dict)
 
 
-def refit(
+def fit_judge(
     fixed: Floats,
     moving: Floats,
     held: NDArray[np.bool_],
     map_: Transform,
     sigma: float,
-    box: tuple[Floats, Floats],
+    box: Box,
     *,
-    is_judged: bool = False,
     must: bool = False,
 ) -> Refit | None:
-    """Fit a field by kriging to all pairs of a map; None where that predicts spots worse.
+    """Fit a field by kriging to the pairs of a map that are not held out.
+
+    None where there are too few, or the held-out spots clearly prefer the map.
 
     Parameters
     ----------
     fixed, moving : (N, D), (M, D) ndarrays
         In units of the mean spacing.
     held : (N,) bool ndarray
-        Spots that the map has not seen.
+        Spots that judge. They take their partners, but no fit sees them.
     map_ : Transform
     sigma : float
         Standard deviation of a pair an axis.
     box : pair of (D,) ndarrays
         Where the field may vary.
-    is_judged : bool
-        Whether the map is such a field already, which the held-out spots have preferred.
     must : bool
-        Whether the field is fitted even where the held-out spots do not prefer it.
+        Whether the field is fitted whatever the held-out spots say, or where there are none.
     """
     ndim = fixed.shape[1]
     ours, theirs = mutual_neighbours(map_(fixed), moving, GATE * math.sqrt(ndim) * sigma)
     used = ~held[ours]
-    if used.sum() <= 2 * ndim or not (must or held[ours].any()):
+    judges = int((~used).sum())
+    if used.sum() <= 2 * ndim or (judges < _FEWEST_JUDGES and not must):
         return None
-    judge, prior, losses = map_, None, {}
-    if not is_judged:
-        first = fit_kriging(fixed[ours[used]], moving[theirs[used]], domain=box)
-        judge, prior = first.transform, first.prior
-        if not used.all():
-            rows = ours[~used], theirs[~used]
-            squares = {
-                name: ((candidate(fixed[rows[0]]) - moving[rows[1]]) ** 2).sum(axis=1)
-                for name, candidate in (("coherent", map_), ("kriging", judge))
-            }
-            losses = {name: math.sqrt(float(s.mean())) for name, s in squares.items()}
-            if not must and _is_clearly_more(squares["kriging"], squares["coherent"]):
-                return None
-    if len(fixed) <= _FEW:
-        return _sought_anew(fixed, moving, judge, sigma, box, losses)
-    fit = fit_kriging(fixed[ours], moving[theirs], domain=box, prior=prior)
-    return _refit(fit, judge, ours, theirs, losses)
+    fit = fit_kriging(fixed[ours[used]], moving[theirs[used]], domain=box)
+    losses = {}
+    if judges:
+        x, y = fixed[ours[~used]], moving[theirs[~used]]
+        ours_now, before = (
+            ((candidate(x) - y) ** 2).sum(axis=1) for candidate in (fit.transform, map_)
+        )
+        losses = {"coherent": _root_mean(before), "kriging": _root_mean(ours_now)}
+        if not must and _is_clearly_more(ours_now, before):
+            return None
+    kept = fit.is_kept
+    rows = ours[used][kept], theirs[used][kept]
+    return Refit(fit.transform, fit.prior.beta * fit.unit, *rows, losses)
 
 
-def _sought_anew(
-    fixed: Floats,
-    moving: Floats,
-    judge: Transform,
-    sigma: float,
-    box: tuple[Floats, Floats],
-    losses: dict[str, float],
-) -> Refit:
-    """Seek the pairs once more, now that all may tell of their neighbours, and fit them."""
+def fit_all(fixed: Floats, moving: Floats, judge: Transform, sigma: float, box: Box) -> Refit:
+    """Fit a field by kriging to all pairs of a map, those of held-out spots too.
+
+    Of few spots the pairs are sought once more, now that all may tell of their neighbours.
+    Parameters are those of `fit_judge`; `judge` is the map that has not seen the held-out spots.
+    """
     moved = judge(fixed)
-    aside = steps_aside(moving)
     near = GATE * math.sqrt(fixed.shape[1]) * sigma
-    ours, theirs = wide_pairs(moved, moving, aside, near)
+    if len(fixed) > _FEW:
+        ours, theirs = mutual_neighbours(moved, moving, near)
+        return _of_kriging(fit_kriging(fixed[ours], moving[theirs], domain=box), ours, theirs)
+    ours, theirs = wide_pairs(moved, moving, steps_aside(moving), near)
     for add in (grow, assign_rest):
         found = add(fixed, moved, moving, ours, theirs, sigma=sigma)
         # Chance must explain hardly any of what is added, be it a single pair.
         if len(found.fixed_rows) - len(ours) > 5 * found.by_chance:
             ours, theirs = found.fixed_rows, found.moving_rows
+    fit = fit_kriging(fixed[ours], moving[theirs], domain=box)
     for _ in range(_MOST_ROUNDS):
-        fit = fit_kriging(fixed[ours], moving[theirs], domain=box)
         better = exchanged(fixed[ours], moving[theirs], fit)
         if (better == np.arange(len(theirs))).all():
             break
         theirs = theirs[better]
-    else:
         fit = fit_kriging(fixed[ours], moving[theirs], domain=box)
-    return _refit(fit, judge, ours, theirs, losses)
+    return _of_kriging(fit, ours, theirs)
+
+
+def fit_plate(fixed: Floats, moving: Floats, ours: Rows, theirs: Rows, box: Box) -> Refit:
+    """Fit a thin-plate spline to all of many pairs that have grown, which left out wrong ones."""
+    plate = fit_field(fixed[ours], moving[theirs], domain=box, robust=False).transform
+    return Refit(plate, math.inf, ours, theirs)
 
 
 def exchanged(fixed: Floats, moving: Floats, fit: Kriging) -> Rows:
@@ -165,16 +164,17 @@ def exchanged(fixed: Floats, moving: Floats, fit: Kriging) -> Rows:
         return order
     points = (fixed - fixed.mean(axis=0)) / fit.unit
     targets = (moving - fixed.mean(axis=0)) / fit.unit
-    others = LeaveOut.of(points, bent(points, targets), fit.prior)
     near = cKDTree(points).query(points, k=_NEIGHBOURS + 1)[1][:, 1:]
-    for _ in range(_MOST_EXCHANGES):
-        share, one, two = _best_exchange(others, targets, near)
-        if share >= _MUCH_LESS:
-            break
-        # One at a time: exchanged partners spoil the predictions of all around.
-        order[[one, two]] = order[[two, one]]
-        targets[[one, two]] = targets[[two, one]]
-        others = others.of_values(bent(points, targets))
+    with one_thread():
+        others = LeaveOut.of(points, bent(points, targets), fit.prior)
+        for _ in range(_MOST_EXCHANGES):
+            share, one, two = _best_exchange(others, targets, near)
+            if share >= _MUCH_LESS:
+                break
+            # One at a time: exchanged partners spoil the predictions of all around.
+            order[[one, two]] = order[[two, one]]
+            targets[[one, two]] = targets[[two, one]]
+            others = others.of_values(bent(points, targets))
     return order
 
 
@@ -197,17 +197,19 @@ def _best_exchange(others: LeaveOut, targets: Floats, near: Rows) -> tuple[float
     return best
 
 
-def _refit(
-    fit: Kriging, judge: Transform, ours: Rows, theirs: Rows, losses: dict[str, float]
-) -> Refit:
-    """Return the result of a last fit, with the pairs that it has kept."""
+def _of_kriging(fit: Kriging, ours: Rows, theirs: Rows) -> Refit:
+    """Return a fit with the pairs that it has kept."""
     kept = fit.is_kept
-    beta = fit.prior.beta * fit.unit
-    return Refit(fit.transform, judge, ours[kept], theirs[kept], beta, losses)
+    return Refit(fit.transform, fit.prior.beta * fit.unit, ours[kept], theirs[kept])
+
+
+def _root_mean(square: Floats) -> float:
+    """Return the root of the mean of squared lengths."""
+    return math.sqrt(float(square.mean()))
 
 
 def _is_clearly_more(ones: Floats, others: Floats) -> bool:
     """Whether chance does not explain that the first of paired numbers are larger."""
     excess = ones - others
-    error = float(excess.std()) / math.sqrt(len(excess))
+    error = float(excess.std(ddof=1)) / math.sqrt(len(excess))
     return float(excess.mean()) > _CLEAR * error

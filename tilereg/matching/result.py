@@ -29,11 +29,12 @@ class Match:
         The pull-back, fixed to moving, micrometre. Not to be used unless the status is 'ok':
         else it is the identity, or what was fitted before the verdict.
     judge : Transform
-        The map that the held-out spots have judged. `transform` is the same, or one of the same
-        kind that was then fitted to all pairs, those of the held-out spots too.
+        The map that the held-out spots have judged: they took their partners, but no fit has seen
+        them. `transform` is the same, or one of the same kind that was then fitted to all pairs,
+        theirs too. Evidence, shares and `residual_sigma` are of this map.
     correspondences : Correspondences
-        The pairs: mutual nearest ones within three standard deviations of the residual, or those
-        that the field was fitted to. Residuals of held-out pairs are those of `judge`.
+        The pairs: those that `transform` was fitted to, or the mutual nearest ones within three
+        standard deviations of the residual. Residuals of held-out pairs are those of `judge`.
     status : str
         'ok'; 'no registration' where chance explains the pairs; 'few spots' where there are too
         few to tell.
@@ -56,8 +57,9 @@ class Match:
     spacing : float, micrometre
         Mean distance of nearest neighbours of the fixed spots.
     details : dict
-        Source and evidence of the pose, losses of all models, iterations; 'field', 'coherent' or
-        'kriging', and the residuals of the held-out pairs that it was chosen by.
+        Source and evidence of the pose, losses of all models, iterations; 'field': 'coherent',
+        'kriging', 'thin-plate' through many grown pairs or None; residuals of the held-out pairs
+        that it was chosen by.
     """
 
     transform: Transform

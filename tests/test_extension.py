@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from test_growth import bent, scattered
 
 from tilereg.matching import match_spots
+from tilereg.matching.clouds import steps_aside
 from tilereg.matching.extension import extend
 from tilereg.matching.growth import assign_rest, grow
 from tilereg.matching.pairing import mutual_neighbours, pair_sigma
@@ -136,5 +137,15 @@ def test_sigma_of_pairs_is_that_of_the_noise() -> None:
     judges = held_out(2000)
     assert 0.03 < pair_sigma(fixed, moving, 0.1, judges) < 0.05
     assert pair_sigma(fixed[:2], moving[-2:] + 50, 0.1) == 0.1
+
+
+def test_chance_is_no_noise() -> None:
+    """Of all spots a tenth has a partner: what else is near is nearer to nothing."""
+    rng = np.random.default_rng(0)
+    fixed, strange = scattered(2000, 3), scattered(2000, 3, seed=1)
+    moving = np.concatenate([fixed[:200] + rng.normal(0, 0.04, (200, 3)), strange[200:]])
+    steps = steps_aside(moving)
+    assert pair_sigma(fixed, moving, 0.05) > 0.05
+    assert pair_sigma(fixed, moving, 0.05, aside=steps) == pytest.approx(0.04, rel=0.1)
     ours, theirs = mutual_neighbours(fixed, moving, 0.2)
     assert (ours == theirs).mean() > 0.99

@@ -300,6 +300,18 @@ def test_held_out_spots_never_enter_a_fit(monkeypatch: pytest.MonkeyPatch) -> No
     assert cKDTree(seen[0]).query(inner[~pairs.held_out])[0].max() < 1e-9
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_few_spots_have_a_partner(seed: int) -> None:
+    """Four fifths of either cloud are outliers, and nobody says how many."""
+    pair = make_pair(1200, overlap=0.2, seed=seed)
+    match = match_spots(pair.fixed, pair.moving)
+    assert match.is_ok
+    assert match.w == pytest.approx(0.8, abs=0.05)
+    error = np.linalg.norm(match.transform(pair.fixed) - pair.true_map(pair.fixed), axis=1)
+    assert np.median(error) < 0.4
+    assert match.residual_sigma == pytest.approx(0.3 * math.sqrt(2), rel=0.4)
+
+
 def test_pairs_are_rows_of_the_clouds() -> None:
     pair = make_pair(400)
     match = match_spots(pair.fixed, pair.moving)

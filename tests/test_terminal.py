@@ -182,7 +182,7 @@ def test_summary_of_a_run() -> None:
         "matched": "5,432 pairs; 44.0 % of the fixed spots lie at a moving one "
         "(by chance: below 0.1 %)",
         "residual": "median 0.31 voxels = 0.57 um, 95 % below 1.20 voxels = 2.2 um "
-        "(271 pairs held out of the fit)",
+        "(271 pairs held out of the judged fit)",
         "localisation": "explains a median of 0.1 um",
         "image NCC": "0.312 before, 0.871 after",
         "deformation": "up to 123 um, no folds",

@@ -121,9 +121,10 @@ class Correspondences:
     weight : (K,) float64 ndarray
         Posterior probability of the pair, 0 to 1.
     residual : (K,) float64 ndarray, micrometre
-        Distance of the transformed fixed from the moving point.
+        Distance of the transformed fixed from the moving point; of held-out pairs by the map
+        that was fitted without them.
     held_out : (K,) bool ndarray
-        Whether the pair was kept out of the fit of the field, and so can judge it.
+        Whether the pair was kept out of a first fit of the field, and so can judge it.
     tile : (K,) int64 ndarray
         The tile that owns the pair, 0 where there is but one.
     """

@@ -153,7 +153,7 @@ class MatchSettings(Table):
     w: Annotated[float, Field(gt=0, lt=1)] | None = _setting(
         None,
         "a number between 0 and 1",
-        "Share of spots without a partner to start from; it is always re-estimated. Default: 0.5.",
+        "Share of spots without a partner to start from; it is always re-estimated. Default: 0.9.",
     )
     beta: Positive | None = _setting(
         None,

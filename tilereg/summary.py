@@ -229,7 +229,7 @@ def _residual(residual: Mapping[str, Any]) -> str:
         texts += [f"{length:.3g} um"] if _known(length) else []
         if texts:
             parts.append(f"{name} {' = '.join(texts)}")
-    return f"{', '.join(parts)} ({held_out['count']:,} pairs held out of the fit)"
+    return f"{', '.join(parts)} ({held_out['count']:,} pairs held out of the judged fit)"
 
 
 def _floor(residual: Mapping[str, Any]) -> str:

@@ -35,6 +35,9 @@ Floats = NDArray[np.float64]
 METHODS = ("cpd",)
 FIELDS = ("auto", "coherent", "kriging")
 
+# With a low share of outliers to start from, spots without a partner pull the field to wrong ones;
+# a high one is found to be too high in the first iterations.
+_MANY_OUTLIERS = 0.9
 _FEWEST = 4
 _FEW = 60
 _FIRST = Coherent(16.0, 0.1)
@@ -84,7 +87,7 @@ def match_spots(
     max_rotation : float, degrees
         Largest rotation that is searched for; 180 means any.
     w : float, optional
-        Share of moving spots without a partner to start from. Default 0.5; always re-estimated.
+        Share of moving spots without a partner to start from. Default 0.9; always re-estimated.
     beta : float, micrometre, optional
         Coherence width of the field. Default: the one that predicts held-out pairs best.
     held_out : float
@@ -142,7 +145,7 @@ def match_spots(
         low=unit.fixed(np.atleast_2d(np.asarray(box[0], dtype=np.float64)))[0],
         high=unit.fixed(np.atleast_2d(np.asarray(box[1], dtype=np.float64)))[0],
         held=_hold_out(len(x), held_out, seed),
-        w=0.5 if w is None else w,
+        w=_MANY_OUTLIERS if w is None else w,
         beta=None if beta is None else beta / unit.scale,
         field=field,
         max_iterations=max_iterations,
@@ -276,7 +279,9 @@ class _Matcher:
             map_ = Transform(self._simple(chosen.model, pose.affine, first), None)
         found = _Found(
             map=map_,
-            sigma=pair_sigma(map_(self.fixed), self.moving, result.sigma),
+            sigma=pair_sigma(
+                map_(self.fixed), self.moving, result.sigma, aside=steps_aside(self.moving)
+            ),
             model=chosen.model,
             field="coherent" if chosen.model == "field" else None,
             beta=chosen.prior.beta if chosen.model == "field" else math.nan,
@@ -329,7 +334,12 @@ class _Matcher:
         return replace(
             found,
             map=fit.transform,
-            sigma=pair_sigma(fit.transform(self.fixed), self.moving, found.sigma),
+            sigma=pair_sigma(
+                fit.transform(self.fixed),
+                self.moving,
+                found.sigma,
+                aside=steps_aside(self.moving),
+            ),
             field="kriging",
             beta=fit.beta,
             num_compared=1 if must else 2,

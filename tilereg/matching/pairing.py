@@ -54,7 +54,11 @@ def wide_pairs(moved: Floats, moving: Floats, aside: Floats, near: float) -> tup
 
 
 def pair_sigma(
-    moved: Floats, target: Floats, guess: float, judges: NDArray[np.bool_] | None = None
+    moved: Floats,
+    target: Floats,
+    guess: float,
+    judges: NDArray[np.bool_] | None = None,
+    aside: Floats | None = None,
 ) -> float:
     """Return the standard deviation of a mutual pair an axis.
 
@@ -65,15 +69,27 @@ def pair_sigma(
         Where the search begins; what is returned if there are no pairs.
     judges : (N,) bool ndarray, optional
         The spots that the map has not seen: only they count, where there are enough pairs.
+    aside : (L, D) ndarray, optional
+        Steps that part all pairs: what is paired then, by chance, is taken off. Not with judges.
     """
     ndim = moved.shape[1]
     sigma = guess
     for _ in range(3):
-        ours, theirs = mutual_neighbours(moved, target, GATE * math.sqrt(ndim) * sigma)
+        reach = GATE * math.sqrt(ndim) * sigma
+        ours, theirs = mutual_neighbours(moved, target, reach)
         if len(ours) < ndim:
             return guess
         if judges is not None and judges[ours].sum() >= _ENOUGH_JUDGES:
             ours, theirs = ours[judges[ours]], theirs[judges[ours]]
-        square = ((moved[ours] - target[theirs]) ** 2).sum(axis=1)
-        sigma = max(math.sqrt(float(square.mean()) / ndim), _LEAST_SIGMA)
+        count = float(len(ours))
+        total = float(((moved[ours] - target[theirs]) ** 2).sum())
+        # A spot that has its own partner finds none by chance.
+        share = (1 - count / len(moved)) / (1 if aside is None else len(aside))
+        for step in () if aside is None else aside:
+            ours, theirs = mutual_neighbours(moved + step, target, reach)
+            count -= share * len(ours)
+            total -= share * float(((moved[ours] + step - target[theirs]) ** 2).sum())
+        if count < ndim or total <= 0:
+            return guess
+        sigma = max(math.sqrt(total / count / ndim), _LEAST_SIGMA)
     return sigma

@@ -39,9 +39,11 @@ def parse(arguments: list[str] | None = None) -> tuple[str, Options]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", choices=NAMES, metavar="NAME")
-    parser.add_argument("--small", action="store_true", help="seconds: what the tests run")
-    parser.add_argument("--seeds", type=int, help="seeds for methods that take seconds")
-    parser.add_argument("--slow-seeds", type=int, help="seeds for methods that take minutes")
+    parser.add_argument(
+        "--small", action="store_true", help="seconds: what the tests run; needs --output"
+    )
+    parser.add_argument("--seeds", type=_count, help="seeds for methods that take seconds")
+    parser.add_argument("--slow-seeds", type=_count, help="seeds for methods that take minutes")
     parser.add_argument("--methods", type=_names, default=(), help="a,b: only these methods")
     parser.add_argument("--only", type=_names, default=(), help="a,b: only these presets or axes")
     parser.add_argument(
@@ -53,8 +55,18 @@ def parse(arguments: list[str] | None = None) -> tuple[str, Options]:
     parser.add_argument("--time-limit", type=float, help="seconds a method may take for a pair")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--data", type=Path, help="folder of the real data sets")
-    chosen = vars(parser.parse_args(arguments))
-    return chosen.pop("name"), Options(**chosen)
+    chosen = parser.parse_args(arguments)
+    if chosen.small and chosen.output == RESULTS:
+        parser.error("--small needs --output: it must not replace the published results.")
+    values = vars(chosen)
+    return values.pop("name"), Options(**values)
+
+
+def _count(text: str) -> int:
+    """Read a number of seeds."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
+    return number
 
 
 def _names(text: str) -> tuple[str, ...]:

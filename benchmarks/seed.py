@@ -32,6 +32,9 @@ JUDGED = ("tilereg",)
 
 def run(options: Options) -> dict[str, Any]:
     """Register every pair with every method."""
+    unknown = [name for name in options.only if name not in BENCHMARK_FIELDS]
+    if unknown:
+        raise SystemExit(f"Unknown preset '{unknown[0]}'. Known: {', '.join(BENCHMARK_FIELDS)}.")
     fields = options.only or (("polynomial_small",) if options.small else tuple(BENCHMARK_FIELDS))
     methods = choose(options.methods, SMALL_METHODS if options.small else tuple(METHODS))
     seeds = options.seeds or (1 if options.small else SEEDS)

@@ -104,7 +104,10 @@ def _attempt(method: str, job: Job, scene: Scene | None = None) -> Reply:
     """Do a job; whatever goes wrong becomes a status with its reason."""
     try:
         return _do(method, job, job.scene() if scene is None else scene)
-    except (ImportError, Unavailable) as error:
+    except ImportError as error:
+        hint = "the other methods are in pip install '.[bench]'"
+        return Reply(status="unavailable", reason=f"{error}: {hint}")
+    except Unavailable as error:
         return Reply(status="unavailable", reason=str(error))
     # A benchmark reports the failures of others, of whatever kind they are.
     except Exception as error:

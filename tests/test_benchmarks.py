@@ -332,8 +332,15 @@ def test_command_line_knows_its_names(capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit):
         parse(["seeds"])
     assert "NAME" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse(["seed", "--seeds", "0"])
+    with pytest.raises(SystemExit):
+        parse(["seed", "--small"])
+    assert "must not replace the published results" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="Unknown preset 'a'"):
+        main(["seed", "--only", "a"])
     with pytest.raises(SystemExit, match="Unknown method 'a'"):
-        main(["seed", "--small", "--methods", "a"])
+        main(["seed", "--methods", "a"])
     with pytest.raises(SystemExit, match="data set 'easifish'"):
         main(["easifish"])
 

@@ -111,6 +111,7 @@ def test_every_setting_is_described() -> None:
         ("[compute]\nmemory = 'much'", ["compute.memory", "'4GB'"]),
         ("[initial]\nmethod = 'file'", ["initial.method", "needs a file"]),
         ("[output]\nversion = '0.4'\nshards = [8, 8]", ["output.shards", "0.5"]),
+        ("[match]\nbeta = 5.0\n[field]\nmodel = 'kriging'", ["match.beta = 5.0", "contradict"]),
         ("[compute]\nworkers = 2\nscheduler = 'dask'", ["workers and compute.scheduler"]),
         ("detect = 3", ["detect is not a table", "[detect]"]),
         ("[detect]\nself = 3", ["detect.self is unknown"]),

@@ -10,9 +10,9 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tilereg.errors import SettingsError
 from tilereg.sections import (
@@ -81,6 +81,15 @@ class Settings(Table):
     warp: WarpSettings = Field(default_factory=WarpSettings)
     output: OutputSettings = Field(default_factory=OutputSettings)
     compute: ComputeSettings = Field(default_factory=ComputeSettings)
+
+    @model_validator(mode="after")
+    def _check_width(self) -> Self:
+        if self.field.model == "kriging" and self.match.beta is not None:
+            raise ValueError(
+                f"field.model = 'kriging' and match.beta = {dump_value(self.match.beta)} "
+                "contradict each other: kriging chooses its own width. Leave one out."
+            )
+        return self
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], *, place: str = "the settings") -> Settings:

@@ -53,7 +53,7 @@ METHODS: dict[str, Method] = {
     "mutual-nn": Method(
         "neighbours.plain", "mutual nearest neighbours, smoothing thin-plate spline"
     ),
-    "mutual-nn-affine": Method("neighbours.after_affine", "the same after a robust affine"),
+    "mutual-nn-affine": Method("neighbours.after_affine", "mutual-nn after a robust affine"),
     "ransac": Method("neighbours.ransac", "scikit-image RANSAC for an affine, then mutual-nn"),
     "icp": Method("neighbours.icp", "ICP: affine, then ever softer thin-plate splines"),
     "transport": Method(

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from benchmarks.methods import METHODS
+from benchmarks.results_files import save_figure
 from benchmarks.summaries import grouped
 
 _PANELS = (
@@ -61,7 +62,7 @@ def draw_axis(rows: Sequence[dict[str, Any]], about: str, path: Path, *, is_log:
     figure.suptitle("errors at the spots that the true map moves by more than a voxel", fontsize=10)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=9)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=90)
 
 
 def plain_log(axis: Any) -> None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image
 
 from benchmarks.cases import Case
+from benchmarks.results_files import save_figure
 from benchmarks.running import Prepared
 from benchmarks.summaries import grouped, middle, value, values
 from benchmarks.worker import Reply
@@ -120,7 +119,7 @@ def _draw_one(row: Row, planes: dict[str, Floats], path: Path) -> None:
         + _caption(row),
         fontsize=12,
     )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _caption(row: Row) -> str:
@@ -161,15 +160,7 @@ def _draw_sheet(field: str, found: dict[str, Row], kept: Path, path: Path) -> No
         "projection)\nerror of the field at the moved spots: median / 95th percentile",
         fontsize=11,
     )
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    """Write a picture with few colours: noise hardly compresses, and repositories keep it."""
-    full = BytesIO()
-    figure.savefig(full, dpi=75)
-    with Image.open(full) as picture:
-        picture.convert("RGB").quantize(128).save(path, optimize=True)
+    save_figure(figure, path)
 
 
 def _middle(image: Floats) -> Floats:

@@ -16,10 +16,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
 
 import tilereg
 
@@ -141,6 +144,14 @@ def number(value: float | None, digits: int = 3) -> str:
     if abs(value) < 1e-4:
         return f"{value:.0e}"
     return f"{value:.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
+
+
+def save_figure(figure: Figure, path: Path, *, dpi: int = 75) -> None:
+    """Write a picture with few colours: noise hardly compresses, and repositories keep it."""
+    full = BytesIO()
+    figure.savefig(full, dpi=dpi)
+    with Image.open(full) as picture:
+        picture.convert("RGB").quantize(128).save(path, optimize=True)
 
 
 def say(text: str) -> None:

@@ -89,7 +89,7 @@ def test_a_map_that_held_out_spots_prefer_is_kept() -> None:
     assert fit_judge(fixed, moving, few, wave, 0.1, box(fixed)) is None
 
 
-def test_a_large_match_that_grew_keeps_its_kind_and_its_pairs() -> None:
+def test_a_large_match_that_grew_keeps_its_pairs() -> None:
     """A bump that the drift does not reach, in a cloud too large to be fitted anew by kriging."""
     rng = np.random.default_rng(0)
     fixed = rng.uniform(0, 100, (1500, 3))
@@ -104,6 +104,24 @@ def test_a_large_match_that_grew_keeps_its_kind_and_its_pairs() -> None:
     )
     assert final.max() <= 1.1 * judge.max()
     assert len(match.correspondences) > 1490
+
+
+def test_a_large_match_that_grew_is_fitted_by_kriging_where_that_is_better() -> None:
+    """Held-out spots know: a field that is smooth everywhere needs no spline."""
+    rng = np.random.default_rng(0)
+    fixed = scattered(1500, 3)
+    moving = fixed + 0.4 * np.sin(fixed[:, ::-1] / 6) + rng.normal(0, 0.02, fixed.shape)
+    held = held_out(1500)
+    rows = np.arange(1500), np.arange(1500)
+    rough = Transform.identity(3)
+    fit = fit_judge(fixed, moving, held, rough, 0.3, box(fixed), pairs=rows, name="thin-plate")
+    assert fit is not None
+    assert fit.losses["kriging"] < 0.5 * fit.losses["thin-plate"]
+    assert not held[fit.fixed_rows].any()
+    again = fit_judge(fixed, moving, held, fit.transform, 0.03, box(fixed), pairs=rows)
+    assert again is None
+    final = fit_all(fixed, moving, fit.transform, 0.03, box(fixed), pairs=rows)
+    assert len(final.fixed_rows) > 1480
 
 
 def test_partners_that_are_exchanged_are_found() -> None:

@@ -187,6 +187,13 @@ class _Found:
     """Residuals of the held-out spots that the field was chosen by."""
     extension: Extension | None = None
 
+    @property
+    def grown(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+        """The pairs of an extension that are too many to be sought anew."""
+        if self.extension is None or not self.extension.is_plate:
+            return None
+        return self.extension.fixed_rows, self.extension.moving_rows
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Matcher:
@@ -304,7 +311,7 @@ class _Matcher:
         if extension is None:
             return self._by_kriging(found)
         seen = pair_sigma(extension.transform(self.fixed), self.moving, extension.sigma)
-        return replace(
+        extended = replace(
             found,
             map=extension.transform,
             sigma=max(seen, extension.sigma),
@@ -314,10 +321,11 @@ class _Matcher:
             num_compared=extension.num_compared,
             extension=extension,
         )
+        return self._by_kriging(extended) if extension.is_plate else extended
 
     def _by_kriging(self, found: _Found) -> _Found:
-        """Fit the field by kriging, where the held-out spots do not clearly prefer the drift's."""
-        if found.model != "field":
+        """Fit the field by kriging, where the held-out spots do not clearly prefer what it is."""
+        if found.model != "field" or found.field is None:
             return found
         must = self.field == "kriging"
         fit = fit_judge(
@@ -327,6 +335,8 @@ class _Matcher:
             found.map,
             found.sigma,
             (self.low, self.high),
+            pairs=found.grown,
+            name=found.field,
             must=must,
         )
         if fit is None:
@@ -342,7 +352,7 @@ class _Matcher:
             ),
             field="kriging",
             beta=fit.beta,
-            num_compared=1 if must else 2,
+            num_compared=found.num_compared + (not must),
             compared=fit.losses,
         )
 
@@ -350,11 +360,10 @@ class _Matcher:
         """Fit a field of the same kind to all pairs; None for the drift's own."""
         box = self.low, self.high
         if found.field == "kriging":
-            return fit_all(self.fixed, self.moving, found.map, found.sigma, box)
-        if found.extension is None:
+            return fit_all(self.fixed, self.moving, found.map, found.sigma, box, pairs=found.grown)
+        if found.grown is None:
             return None
-        rows = found.extension.fixed_rows, found.extension.moving_rows
-        return fit_plate(self.fixed, self.moving, *rows, box)
+        return fit_plate(self.fixed, self.moving, *found.grown, box)
 
     def _drift(
         self, affine: Affine, prior: Coherent, start: DisplacementField | None

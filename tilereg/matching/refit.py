@@ -31,6 +31,9 @@ Box = tuple[Floats, Floats]
 # Held-out spots are few, and their own noise is larger than what two maps differ by: the map
 # of the drift is kept only where they are so many standard errors, or so many, for it.
 _CLEAR, _FEWEST_JUDGES = 4.0, 8
+# A spline through grown pairs is kept unless their residual falls to this share: one width for
+# the whole field does no justice to a region that is bent more.
+_BETTER = 0.9
 # Of so few spots the pairs are sought anew as well.
 _FEW = 1000
 _MOST_ROUNDS = 3
@@ -70,6 +73,8 @@ def fit_judge(
     sigma: float,
     box: Box,
     *,
+    pairs: tuple[Rows, Rows] | None = None,
+    name: str = "coherent",
     must: bool = False,
 ) -> Refit | None:
     """Fit a field by kriging to the pairs of a map that are not held out.
@@ -87,11 +92,19 @@ def fit_judge(
         Standard deviation of a pair an axis.
     box : pair of (D,) ndarrays
         Where the field may vary.
+    pairs : tuple of (K,) ndarrays, optional
+        Rows of pairs that have grown; then the map is kept unless it is clearly worse. Default:
+        the mutual nearest spots within three standard deviations.
+    name : str
+        What the map's field is called among the losses.
     must : bool
         Whether the field is fitted whatever the held-out spots say, or where there are none.
     """
     ndim = fixed.shape[1]
-    ours, theirs = mutual_neighbours(map_(fixed), moving, GATE * math.sqrt(ndim) * sigma)
+    is_grown = pairs is not None
+    if pairs is None:
+        pairs = mutual_neighbours(map_(fixed), moving, GATE * math.sqrt(ndim) * sigma)
+    ours, theirs = pairs
     used = ~held[ours]
     judges = int((~used).sum())
     if used.sum() <= 2 * ndim or (judges < _FEWEST_JUDGES and not must):
@@ -103,15 +116,28 @@ def fit_judge(
         ours_now, before = (
             ((candidate(x) - y) ** 2).sum(axis=1) for candidate in (fit.transform, map_)
         )
-        losses = {"coherent": _root_mean(before), "kriging": _root_mean(ours_now)}
-        if not must and _is_clearly_more(ours_now, before):
+        losses = {name: _root_mean(before), "kriging": _root_mean(ours_now)}
+        is_worse = (
+            losses["kriging"] > _BETTER * losses[name]
+            if is_grown
+            else _is_clearly_more(ours_now, before)
+        )
+        if is_worse and not must:
             return None
     kept = fit.is_kept
     rows = ours[used][kept], theirs[used][kept]
     return Refit(fit.transform, fit.prior.beta * fit.unit, *rows, losses)
 
 
-def fit_all(fixed: Floats, moving: Floats, judge: Transform, sigma: float, box: Box) -> Refit:
+def fit_all(
+    fixed: Floats,
+    moving: Floats,
+    judge: Transform,
+    sigma: float,
+    box: Box,
+    *,
+    pairs: tuple[Rows, Rows] | None = None,
+) -> Refit:
     """Fit a field by kriging to all pairs of a map, those of held-out spots too.
 
     Of few spots the pairs are sought once more, now that all may tell of their neighbours.
@@ -120,7 +146,7 @@ def fit_all(fixed: Floats, moving: Floats, judge: Transform, sigma: float, box: 
     moved = judge(fixed)
     near = GATE * math.sqrt(fixed.shape[1]) * sigma
     if len(fixed) > _FEW:
-        ours, theirs = mutual_neighbours(moved, moving, near)
+        ours, theirs = mutual_neighbours(moved, moving, near) if pairs is None else pairs
         return _of_kriging(fit_kriging(fixed[ours], moving[theirs], domain=box), ours, theirs)
     ours, theirs = wide_pairs(moved, moving, steps_aside(moving), near)
     for add in (grow, assign_rest):

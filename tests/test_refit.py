@@ -106,6 +106,23 @@ def test_a_large_match_that_grew_keeps_its_pairs() -> None:
     assert len(match.correspondences) > 1490
 
 
+def test_a_match_that_grew_in_a_large_cloud_keeps_its_pairs() -> None:
+    """More than a thousand spots, fewer pairs: the judged map alone finds some of them no more."""
+    rng = np.random.default_rng(0)
+    fixed = rng.uniform(0, 100, (1200, 3))
+    square = (((fixed - 50) / 50) ** 2).sum(axis=1, keepdims=True)
+    moving = (fixed + [0.0, 0.0, 6.0] * np.exp(-square / 0.05))[:900]
+    moving += rng.normal(0, 0.01, moving.shape)
+    match = match_spots(fixed, moving)
+    assert match.details["extended"]
+    assert match.details["field"] == "kriging"
+    final, judge = (
+        np.linalg.norm(m(fixed[:900]) - moving, axis=1) for m in (match.transform, match.judge)
+    )
+    assert final.max() < judge.max()
+    assert len(match.correspondences) > 895
+
+
 def test_a_large_match_that_grew_is_fitted_by_kriging_where_that_is_better() -> None:
     """Held-out spots know: a field that is smooth everywhere needs no spline."""
     rng = np.random.default_rng(0)

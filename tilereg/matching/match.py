@@ -189,8 +189,8 @@ class _Found:
 
     @property
     def grown(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-        """The pairs of an extension that are too many to be sought anew."""
-        if self.extension is None or not self.extension.is_plate:
+        """The pairs of an extension: the map alone might not bring all of them together again."""
+        if self.extension is None:
             return None
         return self.extension.fixed_rows, self.extension.moving_rows
 

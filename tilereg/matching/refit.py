@@ -8,7 +8,7 @@ kind is fitted to all pairs, theirs too: where spots are few, none can be spared
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,16 +117,13 @@ def fit_judge(
             ((candidate(x) - y) ** 2).sum(axis=1) for candidate in (fit.transform, map_)
         )
         losses = {name: _root_mean(before), "kriging": _root_mean(ours_now)}
-        is_worse = (
+        if not must and (
             losses["kriging"] > _BETTER * losses[name]
             if is_grown
             else _is_clearly_more(ours_now, before)
-        )
-        if is_worse and not must:
+        ):
             return None
-    kept = fit.is_kept
-    rows = ours[used][kept], theirs[used][kept]
-    return Refit(fit.transform, fit.prior.beta * fit.unit, *rows, losses)
+    return replace(_of_kriging(fit, ours[used], theirs[used]), losses=losses)
 
 
 def fit_all(
@@ -140,7 +137,8 @@ def fit_all(
 ) -> Refit:
     """Fit a field by kriging to all pairs of a map, those of held-out spots too.
 
-    Of few spots the pairs are sought once more, now that all may tell of their neighbours.
+    Of few spots the pairs are sought once more, now that all may tell of their neighbours; of many
+    they are `pairs`, or else the mutual nearest spots within three standard deviations.
     Parameters are those of `fit_judge`; `judge` is the map that has not seen the held-out spots.
     """
     moved = judge(fixed)

@@ -2,27 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from tilereg import InputError
-from tilereg.kriging import LeaveOut, Prior, choose_prior, fit_kriging, leave_one_out
+from tilereg.kriging import (
+    Deviation,
+    LeaveOut,
+    Prior,
+    choose_prior,
+    fit_kriging,
+    leave_one_out,
+    residuals_of,
+)
 
 Floats = NDArray[np.float64]
-PRIORS = [Prior(8.0, 1e-3), Prior(2.0, 0.1), Prior(np.inf, 1e-2)]
+PRIORS = [
+    Prior(8.0, 1e-3),
+    Prior(2.0, 0.1),
+    Prior(np.inf, 1e-2),
+    Prior(2.0, 1e-2, 1.5),
+    Prior(4.0, 1e-2, 3.0),
+]
 
 
 def scattered(count: int, ndim: int, seed: int = 0) -> Floats:
     return np.random.default_rng(seed).uniform(0, 12, (count, ndim))
 
 
-def refit(points: Floats, values: Floats, prior: Prior, at: Floats) -> Floats:
+def refit(
+    points: Floats, values: Floats, prior: Prior, at: Floats, size: Deviation | None = None
+) -> Floats:
     """Dense kriging with an affine trend, as a system of equations."""
     ndim = points.shape[1]
+    size = size or Deviation.of(points, values, np.inf)
 
     def covariance(a: Floats, b: Floats) -> Floats:
-        return prior.covariance(np.linalg.norm(a[:, None] - b, axis=2))
+        shape = prior.covariance(np.linalg.norm(a[:, None] - b, axis=2))
+        return np.asarray(size(a)[:, None] * shape * size(b))
 
     trend = np.column_stack([points, np.ones(len(points))])
     corner = np.zeros((ndim + 1, ndim + 1))
@@ -41,9 +61,11 @@ def test_leave_one_out_is_a_refit_without_the_pair(prior: Prior, ndim: int) -> N
     points = scattered(40, ndim)
     values = np.random.default_rng(1).normal(size=(40, ndim))
     closed = leave_one_out(points, values, prior)
+    # How large displacements are is measured once, on all pairs.
+    size = Deviation.of(points, values, prior.reach)
     for row in range(0, 40, 7):
         rest = np.arange(40) != row
-        plain = values[row] - refit(points[rest], values[rest], prior, points[[row]])[0]
+        plain = values[row] - refit(points[rest], values[rest], prior, points[[row]], size)[0]
         np.testing.assert_allclose(closed[row], plain, rtol=1e-5, atol=1e-8)
 
 
@@ -69,6 +91,57 @@ def test_a_narrow_bump_keeps_its_middle() -> None:
     moving = points + [0.0, 1.2, 0.0] * np.exp(-0.5 * square / 1.2**2)
     moving += rng.normal(0, 0.002, moving.shape)
     assert fit_kriging(points, moving).is_kept.all()
+
+
+def bump(points: Floats) -> Floats:
+    square = ((points - 6.0) ** 2).sum(axis=1, keepdims=True)
+    return np.asarray([1.0, -0.8, 0.6] * np.exp(-0.5 * square / 1.6**2))
+
+
+def test_a_quiet_region_does_not_smooth_a_bump() -> None:
+    """Nor does the bump make ripples there: displacements are of different size."""
+    rng = np.random.default_rng(12)
+    points = rng.uniform(0, 12, (500, 3))
+    moving = points + bump(points) + rng.normal(0, 0.002, points.shape)
+    inside = rng.uniform(1, 11, (3000, 3))
+    fit = fit_kriging(points, moving)
+    assert np.isfinite(fit.prior.reach)
+
+    def errors(map_: Callable[[Floats], Floats]) -> Floats:
+        return np.asarray(np.linalg.norm(map_(inside) - inside - bump(inside), axis=1))
+
+    unit, centre = fit.unit, points.mean(axis=0)
+    x, values = (points - centre) / unit, (moving - points) / unit
+    everywhere = choose_prior(x, values)[0]
+    assert np.isinf(everywhere.reach)
+    plain = errors(lambda at: at + unit * refit(x, values, everywhere, (at - centre) / unit))
+    ours = errors(fit.transform)
+    assert np.percentile(ours, 95) < 0.75 * np.percentile(plain, 95)
+    assert np.median(ours) < np.median(plain)
+
+
+def test_the_size_of_displacements() -> None:
+    """Twice as large on one side; a wrong trend through it must not count."""
+    rng = np.random.default_rng(13)
+    points = rng.uniform(-10, 10, (4000, 2))
+    right = points[:, :1] > 0
+    values = rng.normal(size=points.shape) * np.where(right, 2.0, 1.0)
+    size = Deviation.of(points, values + 3.0 + points @ [[0.5, 0.1], [0.0, -0.3]], 2.0)
+    left, far = size(np.array([[-6.0, 0.0]])), size(np.array([[900.0, 0.0]]))
+    assert size(np.array([[6.0, 0.0]])) / left == pytest.approx(2.0, rel=0.1)
+    assert far == pytest.approx(1.0, abs=1e-3)
+    np.testing.assert_array_equal(Deviation.of(points, values, np.inf)(points), 1.0)
+
+
+def test_residuals_of_many_noises_are_those_of_one() -> None:
+    points = scattered(60, 3)
+    values = np.random.default_rng(1).normal(size=(60, 3))
+    prior = Prior(2.0, 1e-2, 2.0)
+    size = Deviation.of(points, values, 2.0)(points)
+    many = residuals_of(points, values, 2.0, (1e-3, prior.noise), size)[1]
+    np.testing.assert_allclose(
+        many, np.linalg.norm(leave_one_out(points, values, prior), axis=1), rtol=1e-6
+    )
 
 
 def test_the_width_of_a_field_is_found() -> None:

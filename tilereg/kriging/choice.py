@@ -9,22 +9,34 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from tilereg.kriging.leave_out import residuals_of
-from tilereg.kriging.prior import Prior
+from tilereg.kriging.prior import Deviation, Prior
 
 __all__ = ["BETAS", "choose_prior", "sampled"]
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
-BETAS = (math.inf, 48.0, 32.0, 22.0, 16.0, 11.0, 8.0, 5.5, 4.0, 2.8, 2.0)
+BETAS = (math.inf, 48.0, 32.0, 22.0, 16.0, 11.0, 8.0, 5.5, 4.0, 2.8, 2.0, 1.4)
 _NOISES = tuple(10.0 ** (0.5 * k) for k in range(-18, 5))
+# Widths from which a better one is sought.
+_STARTS = (22.0, 8.0, 2.8)
+# Widths where the size of the displacement may differ from place to place, where the search
+# starts, and how far the size is averaged.
+_NARROW, _NARROWER = 5.5, 2.8
+_REACHES = (2.0, 1.5, 3.0)
+# Pairs are predicted alike where they are missed by less, in mean spacings.
+_ALIKE = 0.003
 # Pairs that a prior is chosen from: some from everywhere, most of them in patches, where they are
 # as dense as all are.
 _SPREAD, _PATCHES, _PATCH = 100, 10, 30
 
 
 def choose_prior(
-    points: Floats, values: Floats, betas: tuple[float, ...] = BETAS
+    points: Floats,
+    values: Floats,
+    betas: tuple[float, ...] = BETAS,
+    *,
+    is_local: bool = False,
 ) -> tuple[Prior, Floats, Rows]:
     """Choose the prior that predicts values at points best from the values at the others.
 
@@ -36,6 +48,8 @@ def choose_prior(
         Displacements; affine maps are free.
     betas : tuple of float
         Widths to choose from.
+    is_local : bool
+        Whether the size of the displacement may differ from place to place.
 
     Returns
     -------
@@ -46,19 +60,67 @@ def choose_prior(
         Which these are.
     """
     rows = sampled(points)
-    points, values = points[rows], values[rows]
-    found = [
-        (Prior(beta, noise), residual)
-        for beta in betas
-        for noise, residual in zip(
-            _NOISES, residuals_of(points, values, beta, _NOISES), strict=True
-        )
-    ]
-    # Wrong pairs weigh little, and so would a bent region if large errors were cut off.
-    floor = min(float(np.median(r)) for _, r in found)
-    losses = [float(np.log(r**2 + floor**2 + 1e-24).mean()) for _, r in found]
-    prior, residual = found[int(np.argmin(losses))]
+    search = _Search(points[rows], values[rows], betas)
+    everywhere = np.ones(len(rows))
+    for beta in (math.inf, *_STARTS):
+        search.look(math.inf, everywhere, beta)
+    search.climb(math.inf, everywhere)
+    narrow = search.best()[0].beta
+    if is_local and (narrow <= _NARROW or math.isinf(narrow)):
+        for reach in _REACHES:
+            deviation = Deviation.of(points, values, reach)(points[rows])
+            search.look(reach, deviation, min(narrow, _NARROWER))
+            search.climb(reach, deviation)
+            if math.isinf(search.best()[0].reach):
+                break
+    prior, residual = search.best()
     return prior, residual, rows
+
+
+class _Search:
+    """Priors that were looked at, from one decomposition for all amounts of noise."""
+
+    def __init__(self, points: Floats, values: Floats, betas: tuple[float, ...]) -> None:
+        """Start with none."""
+        self._points, self._values = points, values
+        self._betas = sorted(betas)
+        self._found: dict[tuple[float, float], list[tuple[Prior, Floats]]] = {}
+
+    def best(self) -> tuple[Prior, Floats]:
+        """Return the prior of least leave-one-out residuals, and those."""
+        found = [one for several in self._found.values() for one in several]
+        # Wrong pairs weigh little, and so would a bent region if large errors were cut off.
+        floor = max(_ALIKE, min(float(np.median(residual)) for _, residual in found))
+        losses = [float(np.log(residual**2 + floor**2).mean()) for _, residual in found]
+        return found[int(np.argmin(losses))]
+
+    def look(self, reach: float, deviation: Floats, beta: float) -> None:
+        """Judge the priors of the allowed width that is nearest to one.
+
+        A spline's covariance is one only as long as it is the same everywhere.
+        """
+        if math.isinf(beta) and math.isfinite(reach):
+            return
+        beta = min(self._betas, key=lambda b: abs(1 / b - 1 / beta))
+        if (reach, beta) not in self._found:
+            self._found[reach, beta] = [
+                (Prior(beta, noise, reach), residual)
+                for noise, residual in zip(
+                    _NOISES,
+                    residuals_of(self._points, self._values, beta, _NOISES, deviation),
+                    strict=True,
+                )
+            ]
+
+    def climb(self, reach: float, deviation: Floats) -> None:
+        """Look at the widths next to the best as long as they are better."""
+        while (best := self.best()[0]).reach == reach:
+            at = self._betas.index(best.beta)
+            known = len(self._found)
+            for beta in self._betas[max(at - 1, 0) : at + 2]:
+                self.look(reach, deviation, beta)
+            if len(self._found) == known:
+                break
 
 
 def sampled(points: Floats) -> Rows:

@@ -18,7 +18,7 @@ from tilereg.errors import InputError
 from tilereg.field import cover, mean_spacing, split_affine
 from tilereg.kriging.choice import BETAS, choose_prior
 from tilereg.kriging.leave_out import FLAT, LeaveOut, without_trend
-from tilereg.kriging.prior import Prior, bent
+from tilereg.kriging.prior import Deviation, Prior, bent
 from tilereg.lattice import Lattice, NormalEquations
 from tilereg.points import check_points
 from tilereg.smoothing import Coherent
@@ -185,7 +185,7 @@ def _consistent(
     for _ in range(_ROUNDS):
         x, y = points[kept], targets[kept]
         values = bent(x, y)
-        prior = choose_prior(x, values, betas)[0]
+        prior = choose_prior(x, values, betas, is_local=True)[0]
         others = LeaveOut.of(x, values, prior)
         errors = np.linalg.norm(others.residuals(), axis=1)
         bad = _misleading(x, others, errors)
@@ -221,8 +221,9 @@ def _on_lattice(
     affine = fit_affine(points, targets, np.ones(len(points)), prior=1e-6)
     values = targets - affine(points)
     if len(points) <= _MOST_EXACT:
-        trend, weights = _weights(points, values, prior)
-        held = _interpolated(points, weights, prior, lattice)
+        deviation = Deviation.of(points, values, prior.reach)
+        trend, weights = _weights(points, values, prior, deviation)
+        held = _interpolated(points, weights, prior, deviation, lattice)
         return Affine(affine.matrix + trend[:-1].T, affine.offset + trend[-1]), held
     weight = np.full(len(points), 1.0 / prior.noise)
     equations = NormalEquations.assemble(lattice, points, weight, values)
@@ -230,20 +231,26 @@ def _on_lattice(
     return affine, lattice.field(solution.coefficients)
 
 
-def _weights(points: Floats, values: Floats, prior: Prior) -> tuple[Floats, Floats]:
-    """Return the affine trend (D + 1, D) of values, and the points' weights in the covariance."""
+def _weights(
+    points: Floats, values: Floats, prior: Prior, deviation: Deviation
+) -> tuple[Floats, Floats]:
+    """Return the affine trend (D + 1, D) of values, and the points' weights in the covariance.
+
+    The weights are multiplied by the deviation there, the other factor of the covariance.
+    """
     rest = without_trend(points)
-    system = prior.covariance(cdist(points, points))
+    size = deviation(points)
+    system = prior.covariance(cdist(points, points)) * (size[:, None] * size)
     system[np.diag_indices_from(system)] += prior.noise
     inner = cho_factor(rest.T @ system @ rest, lower=True, overwrite_a=True)
     weights = rest @ cho_solve(inner, rest.T @ values)
     design = np.column_stack([points, np.ones(len(points))])
     trend = np.linalg.lstsq(design, values - system @ weights, rcond=FLAT)[0]
-    return trend, weights
+    return trend, size[:, None] * weights
 
 
 def _interpolated(
-    points: Floats, weights: Floats, prior: Prior, lattice: Lattice
+    points: Floats, weights: Floats, prior: Prior, deviation: Deviation, lattice: Lattice
 ) -> DisplacementField:
     """Return the field of weighted points, equal at the nodes of a lattice.
 
@@ -262,6 +269,7 @@ def _interpolated(
     for start in range(0, len(flat), rows):
         distance = cdist(flat[start : start + rows], points)
         out[start : start + rows] = prior.covariance(distance) @ weights
+    out *= deviation(flat)[:, None]
     values: NDArray[np.float64] = out.reshape(nodes.shape)
     for axis, num_nodes in enumerate(lattice.nodes):
         if num_nodes > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve, eigh, qr
 from scipy.spatial.distance import cdist
 
-from tilereg.kriging.prior import Prior
+from tilereg.kriging.prior import Deviation, Prior
 
 __all__ = ["FLAT", "LeaveOut", "leave_one_out", "residuals_of", "without_trend"]
 
@@ -43,6 +44,9 @@ class LeaveOut:
     def of(cls, points: Floats, values: Floats, prior: Prior) -> LeaveOut:
         """Factorise the covariance of (K, D) points, in mean spacings, with (K, D) values."""
         system = prior.covariance(cdist(points, points))
+        if math.isfinite(prior.reach):
+            deviation = Deviation.of(points, values, prior.reach)(points)
+            system *= deviation[:, None] * deviation
         rest = without_trend(points)
         inner = rest.T @ system @ rest
         inner[np.diag_indices_from(inner)] += prior.noise
@@ -79,7 +83,11 @@ def leave_one_out(points: Floats, values: Floats, prior: Prior) -> Floats:
 
 
 def residuals_of(
-    points: Floats, values: Floats, beta: float, noises: tuple[float, ...]
+    points: Floats,
+    values: Floats,
+    beta: float,
+    noises: tuple[float, ...],
+    deviation: Floats | None = None,
 ) -> list[Floats]:
     """Return the lengths (K,) of the leave-one-out residuals of priors of one width.
 
@@ -91,9 +99,13 @@ def residuals_of(
         Width of the covariance, in the unit of the points; infinite for the thin-plate spline.
     noises : tuple of float
         One prior each.
+    deviation : (K,) ndarray, optional
+        Of the displacement at the points. Default: the same everywhere.
     """
     rest = without_trend(points)
     covariance = Prior(beta, 0.0).covariance(cdist(points, points))
+    if deviation is not None:
+        covariance *= deviation[:, None] * deviation
     energies, modes = eigh(rest.T @ covariance @ rest, driver="evd", overwrite_a=True)
     modes = rest @ modes
     energies = np.maximum(energies, 0.0)

@@ -7,12 +7,18 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
 
 from tilereg.affine import fit_affine
 
-__all__ = ["Prior", "bent"]
+__all__ = ["Deviation", "Prior", "bent"]
 
 Floats = NDArray[np.float64]
+
+# Of the deviation: least square, and weight of the average where no point is near.
+_LEAST, _FAR = 1e-5, 1e-3
+_ROUNDS = 10
+_BATCH = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -27,10 +33,14 @@ class Prior:
         smoother one of the same family (Duchon 1977), that of `scipy.interpolate`.
     noise : float
         Variance of a pair in units of the covariance.
+    reach : float
+        Mean spacings over which the size of the displacement is averaged, where it is not the
+        same everywhere; the covariance is then multiplied by `Deviation`.
     """
 
     beta: float
     noise: float
+    reach: float = math.inf
 
     def covariance(self, distance: Floats) -> Floats:
         """Return the covariance at (N, M) distances in mean spacings."""
@@ -38,6 +48,62 @@ class Prior:
             return np.asarray(np.exp(-0.5 * (distance / self.beta) ** 2))
         square = distance**2
         return np.asarray(0.5 * square * np.log(np.maximum(square, 1e-300)))
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How large the displacement is from place to place: its standard deviation, 1 on average.
+
+    Tissue that is torn or squeezed in some places and lies as it was in the rest is bent by far
+    more there. One variance for all smooths the former, or adds ripples to the latter.
+
+    Parameters
+    ----------
+    points : (K, D) ndarray
+        In mean spacings.
+    square : (K,) ndarray
+        Squared lengths of the displacements there, 1 on average.
+    reach : float
+        Width of the Gaussian that they are averaged with; infinite for a constant.
+    """
+
+    points: Floats
+    square: Floats
+    reach: float
+
+    @classmethod
+    def of(cls, points: Floats, values: Floats, reach: float) -> Deviation:
+        """Measure (K, D) displacements less the affine map that most of them agree on."""
+        if not math.isfinite(reach):
+            return cls(points, np.ones(len(points)), reach)
+        square = (_off_trend(points, values) ** 2).sum(axis=1)
+        return cls(points, square / max(float(square.mean()), 1e-300), reach)
+
+    def __call__(self, places: Floats) -> Floats:
+        """Return the deviation (N,) at (N, D) places."""
+        if not math.isfinite(self.reach):
+            return np.ones(len(places))
+        out = np.empty(len(places))
+        rows = max(1, _BATCH // len(self.points))
+        for start in range(0, len(places), rows):
+            distance = cdist(places[start : start + rows], self.points)
+            weight = np.exp(-0.5 * (distance / self.reach) ** 2)
+            # Far from all points: as on average.
+            total = weight.sum(axis=1) + _FAR
+            out[start : start + rows] = (weight @ self.square + _FAR) / total
+        return np.asarray(np.sqrt(out + _LEAST))
+
+
+def _off_trend(points: Floats, values: Floats) -> Floats:
+    """Return values less the affine map of least distances, which a bent part hardly moves."""
+    trend = np.column_stack([points, np.ones(len(points))])
+    rest = values
+    for _ in range(_ROUNDS):
+        length = np.sqrt((rest**2).sum(axis=1))
+        weight = 1.0 / np.sqrt(length + np.median(length) + 1e-12)
+        best = np.linalg.lstsq(trend * weight[:, None], values * weight[:, None], rcond=1e-9)[0]
+        rest = values - trend @ best
+    return rest
 
 
 def bent(points: Floats, targets: Floats) -> Floats:

@@ -86,9 +86,17 @@ class _Search:
         self._betas = sorted(betas)
         self._found: dict[tuple[float, float], list[tuple[Prior, Floats]]] = {}
 
-    def best(self) -> tuple[Prior, Floats]:
-        """Return the prior of least leave-one-out residuals, and those."""
-        found = [one for several in self._found.values() for one in several]
+    def best(self, reach: float | None = None) -> tuple[Prior, Floats]:
+        """Return the prior of least leave-one-out residuals, and those.
+
+        Of all that were looked at, or of the Gaussian ones of one reach.
+        """
+        found = [
+            one
+            for (its, beta), several in self._found.items()
+            if reach is None or (its == reach and math.isfinite(beta))
+            for one in several
+        ]
         # Wrong pairs weigh little, and so would a bent region if large errors were cut off.
         floor = max(_ALIKE, min(float(np.median(residual)) for _, residual in found))
         losses = [float(np.log(residual**2 + floor**2).mean()) for _, residual in found]
@@ -114,13 +122,12 @@ class _Search:
 
     def climb(self, reach: float, deviation: Floats) -> None:
         """Look at the widths next to the best as long as they are better."""
-        while (best := self.best()[0]).reach == reach:
-            at = self._betas.index(best.beta)
+        known = 0
+        while len(self._found) > known:
             known = len(self._found)
+            at = self._betas.index(self.best(reach)[0].beta)
             for beta in self._betas[max(at - 1, 0) : at + 2]:
                 self.look(reach, deviation, beta)
-            if len(self._found) == known:
-                break
 
 
 def sampled(points: Floats) -> Rows:

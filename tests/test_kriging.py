@@ -18,6 +18,7 @@ from tilereg.kriging import (
     leave_one_out,
     residuals_of,
 )
+from tilereg.kriging.prior import gaussian_sums
 
 Floats = NDArray[np.float64]
 PRIORS = [
@@ -116,8 +117,8 @@ def test_a_quiet_region_does_not_smooth_a_bump() -> None:
     assert np.isinf(everywhere.reach)
     plain = errors(lambda at: at + unit * refit(x, values, everywhere, (at - centre) / unit))
     ours = errors(fit.transform)
-    assert np.percentile(ours, 95) < 0.75 * np.percentile(plain, 95)
-    assert np.median(ours) < np.median(plain)
+    assert np.percentile(ours, 95) < 0.85 * np.percentile(plain, 95)
+    assert np.median(ours) < 0.7 * np.median(plain)
 
 
 def test_the_size_of_displacements() -> None:
@@ -130,7 +131,24 @@ def test_the_size_of_displacements() -> None:
     left, far = size(np.array([[-6.0, 0.0]])), size(np.array([[900.0, 0.0]]))
     assert size(np.array([[6.0, 0.0]])) / left == pytest.approx(2.0, rel=0.1)
     assert far == pytest.approx(1.0, abs=1e-3)
-    np.testing.assert_array_equal(Deviation.of(points, values, np.inf)(points), 1.0)
+    axes = [np.linspace(-12, 12, 7), np.linspace(-9, 8, 5)]
+    nodes = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+    np.testing.assert_allclose(
+        size.on_grid(axes), size(nodes.reshape(-1, 2)).reshape(7, 5), rtol=1e-12
+    )
+    everywhere = Deviation.of(points, values, np.inf)
+    np.testing.assert_array_equal(everywhere(points), 1.0)
+    np.testing.assert_array_equal(everywhere.on_grid(axes), 1.0)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_sums_on_a_grid_are_those_at_its_nodes(ndim: int) -> None:
+    points, weights = scattered(30, ndim), np.random.default_rng(3).normal(size=(30, 4))
+    axes = [np.linspace(-1, 13, count) for count in (4, 6, 5)[:ndim]]
+    nodes = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+    distance = np.linalg.norm(nodes[..., None, :] - points, axis=-1)
+    plain = np.exp(-0.5 * (distance / 1.7) ** 2) @ weights
+    np.testing.assert_allclose(gaussian_sums(points, weights, 1.7, axes), plain, atol=1e-12)
 
 
 def test_residuals_of_many_noises_are_those_of_one() -> None:
@@ -138,7 +156,7 @@ def test_residuals_of_many_noises_are_those_of_one() -> None:
     values = np.random.default_rng(1).normal(size=(60, 3))
     prior = Prior(2.0, 1e-2, 2.0)
     size = Deviation.of(points, values, 2.0)(points)
-    many = residuals_of(points, values, 2.0, (1e-3, prior.noise), size)[1]
+    many = residuals_of(points, values, 2.0, (1e-3, prior.noise), size)[:, 1]
     np.testing.assert_allclose(
         many, np.linalg.norm(leave_one_out(points, values, prior), axis=1), rtol=1e-6
     )

@@ -84,23 +84,24 @@ class _Search:
         """Start with none."""
         self._points, self._values = points, values
         self._betas = sorted(betas)
-        self._found: dict[tuple[float, float], list[tuple[Prior, Floats]]] = {}
+        self._found: dict[tuple[float, float], Floats] = {}
+        self._least_median = math.inf
 
     def best(self, reach: float | None = None) -> tuple[Prior, Floats]:
         """Return the prior of least leave-one-out residuals, and those.
 
         Of all that were looked at, or of the Gaussian ones of one reach.
         """
-        found = [
-            one
-            for (its, beta), several in self._found.items()
-            if reach is None or (its == reach and math.isfinite(beta))
-            for one in several
-        ]
         # Wrong pairs weigh little, and so would a bent region if large errors were cut off.
-        floor = max(_ALIKE, min(float(np.median(residual)) for _, residual in found))
-        losses = [float(np.log(residual**2 + floor**2).mean()) for _, residual in found]
-        return found[int(np.argmin(losses))]
+        floor = max(_ALIKE, self._least_median)
+        losses = {
+            (its, beta): np.log(residuals**2 + floor**2).mean(axis=0)
+            for (its, beta), residuals in self._found.items()
+            if reach is None or (its == reach and math.isfinite(beta))
+        }
+        its, beta = min(losses, key=lambda key: float(losses[key].min()))
+        at = int(np.argmin(losses[its, beta]))
+        return Prior(beta, _NOISES[at], its), self._found[its, beta][:, at]
 
     def look(self, reach: float, deviation: Floats, beta: float) -> None:
         """Judge the priors of the allowed width that is nearest to one.
@@ -111,14 +112,9 @@ class _Search:
             return
         beta = min(self._betas, key=lambda b: abs(1 / b - 1 / beta))
         if (reach, beta) not in self._found:
-            self._found[reach, beta] = [
-                (Prior(beta, noise, reach), residual)
-                for noise, residual in zip(
-                    _NOISES,
-                    residuals_of(self._points, self._values, beta, _NOISES, deviation),
-                    strict=True,
-                )
-            ]
+            found = residuals_of(self._points, self._values, beta, _NOISES, deviation)
+            self._found[reach, beta] = found
+            self._least_median = min(self._least_median, float(np.median(found, axis=0).min()))
 
     def climb(self, reach: float, deviation: Floats) -> None:
         """Look at the widths next to the best as long as they are better."""

@@ -18,7 +18,7 @@ from tilereg.errors import InputError
 from tilereg.field import cover, mean_spacing, split_affine
 from tilereg.kriging.choice import BETAS, choose_prior
 from tilereg.kriging.leave_out import FLAT, LeaveOut, without_trend
-from tilereg.kriging.prior import Deviation, Prior, bent
+from tilereg.kriging.prior import Deviation, Prior, bent, gaussian_sums
 from tilereg.lattice import Lattice, NormalEquations
 from tilereg.points import check_points
 from tilereg.smoothing import Coherent
@@ -258,21 +258,28 @@ def _interpolated(
     some nodes further in.
     """
     more = [_BEYOND if n > 1 else 0 for n in lattice.nodes]
-    axes = [
-        o + h * np.arange(-m, n + m)
+    axes: list[Floats] = [
+        np.asarray(o + h * np.arange(-m, n + m), dtype=np.float64)
         for o, h, n, m in zip(lattice.origin, lattice.spacing, lattice.nodes, more, strict=True)
     ]
-    nodes = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
-    flat = nodes.reshape(-1, lattice.ndim)
-    out = np.empty((len(flat), weights.shape[1]))
-    rows = max(1, _BATCH // len(points))
-    for start in range(0, len(flat), rows):
-        distance = cdist(flat[start : start + rows], points)
-        out[start : start + rows] = prior.covariance(distance) @ weights
-    out *= deviation(flat)[:, None]
-    values: NDArray[np.float64] = out.reshape(nodes.shape)
+    values = _summed(points, weights, prior, axes)
+    values *= deviation.on_grid(axes)[..., None]
     for axis, num_nodes in enumerate(lattice.nodes):
         if num_nodes > 1:
             values = np.asarray(spline_filter1d(values, 3, axis=axis, mode="mirror"))
     inner = tuple(slice(m, m + n) for m, n in zip(more, lattice.nodes, strict=True))
     return lattice.field(np.ascontiguousarray(values[inner]))
+
+
+def _summed(points: Floats, weights: Floats, prior: Prior, axes: list[Floats]) -> Floats:
+    """Return the covariance with weighted points (n_1, .., n_D, C) at the nodes of a grid."""
+    if math.isfinite(prior.beta):
+        return gaussian_sums(points, weights, prior.beta, axes)
+    nodes = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+    flat = nodes.reshape(-1, points.shape[1])
+    out = np.empty((len(flat), weights.shape[1]))
+    rows = max(1, _BATCH // len(points))
+    for start in range(0, len(flat), rows):
+        distance = cdist(flat[start : start + rows], points)
+        out[start : start + rows] = prior.covariance(distance) @ weights
+    return out.reshape(*nodes.shape[:-1], -1)

@@ -88,8 +88,8 @@ def residuals_of(
     beta: float,
     noises: tuple[float, ...],
     deviation: Floats | None = None,
-) -> list[Floats]:
-    """Return the lengths (K,) of the leave-one-out residuals of priors of one width.
+) -> Floats:
+    """Return the lengths (K, L) of the leave-one-out residuals of L priors of one width.
 
     Parameters
     ----------
@@ -109,14 +109,12 @@ def residuals_of(
     energies, modes = eigh(rest.T @ covariance @ rest, driver="evd", overwrite_a=True)
     modes = rest @ modes
     energies = np.maximum(energies, 0.0)
-    amounts, square = modes.T @ values, modes**2
-    found = []
-    for noise in noises:
-        inverse = 1.0 / (energies + noise)
-        weight = np.maximum(square @ inverse, _NOTHING)
-        residual = (modes @ (inverse[:, None] * amounts)) / weight[:, None]
-        found.append(np.linalg.norm(residual, axis=1))
-    return found
+    inverse = 1.0 / (energies[:, None] + np.asarray(noises))
+    weight = np.maximum(modes**2 @ inverse, _NOTHING)
+    square = np.zeros_like(weight)
+    for amounts in (modes.T @ values).T:
+        square += (modes @ (inverse * amounts[:, None])) ** 2
+    return np.asarray(np.sqrt(square) / weight)
 
 
 def without_trend(points: Floats) -> Floats:

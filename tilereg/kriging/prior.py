@@ -11,14 +11,13 @@ from scipy.spatial.distance import cdist
 
 from tilereg.affine import fit_affine
 
-__all__ = ["Deviation", "Prior", "bent"]
+__all__ = ["Deviation", "Prior", "bent", "gaussian_sums"]
 
 Floats = NDArray[np.float64]
 
 # Of the deviation: least square, and weight of the average where no point is near.
 _LEAST, _FAR = 1e-5, 1e-3
 _ROUNDS = 10
-_BATCH = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -83,15 +82,45 @@ class Deviation:
         """Return the deviation (N,) at (N, D) places."""
         if not math.isfinite(self.reach):
             return np.ones(len(places))
-        out = np.empty(len(places))
-        rows = max(1, _BATCH // len(self.points))
-        for start in range(0, len(places), rows):
-            distance = cdist(places[start : start + rows], self.points)
-            weight = np.exp(-0.5 * (distance / self.reach) ** 2)
-            # Far from all points: as on average.
-            total = weight.sum(axis=1) + _FAR
-            out[start : start + rows] = (weight @ self.square + _FAR) / total
-        return np.asarray(np.sqrt(out + _LEAST))
+        weight = np.exp(-0.5 * (cdist(places, self.points) / self.reach) ** 2)
+        return self._from(weight @ self.square, weight.sum(axis=1))
+
+    def on_grid(self, axes: list[Floats]) -> Floats:
+        """Return the deviation (n_1, .., n_D) at the nodes with these coordinates an axis."""
+        if not math.isfinite(self.reach):
+            return np.ones([len(axis) for axis in axes])
+        weights = np.column_stack([self.square, np.ones(len(self.points))])
+        sums = gaussian_sums(self.points, weights, self.reach, axes)
+        return self._from(sums[..., 0], sums[..., 1])
+
+    def _from(self, squares: Floats, weights: Floats) -> Floats:
+        """Return the root of a weighted mean; far from all points it is as on average."""
+        return np.asarray(np.sqrt((squares + _FAR) / (weights + _FAR) + _LEAST))
+
+
+def gaussian_sums(points: Floats, weights: Floats, width: float, axes: list[Floats]) -> Floats:
+    """Return sums of weighted Gaussians around points at the nodes of a grid, factor by factor.
+
+    Parameters
+    ----------
+    points : (K, D) ndarray
+    weights : (K, C) ndarray
+    width : float
+    axes : list of (n_d,) ndarrays
+        Coordinates of the nodes.
+
+    Returns
+    -------
+    (n_1, .., n_D, C) ndarray
+    """
+    *outer, last = [
+        np.exp(-0.5 * ((axis[:, None] - points[:, d]) / width) ** 2) for d, axis in enumerate(axes)
+    ]
+    out = np.empty((*(len(axis) for axis in axes), weights.shape[1]))
+    for index in np.ndindex(out.shape[:-2]):
+        factor = math.prod(f[i] for f, i in zip(outer, index, strict=True))
+        out[index] = (last * factor) @ weights
+    return out
 
 
 def _off_trend(points: Floats, values: Floats) -> Floats:

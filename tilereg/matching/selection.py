@@ -161,7 +161,7 @@ def _field_losses(
             continue
         with one_thread():
             found = residuals_of(source[rows], shift[rows], beta, noises)
-        for variance, residual in zip(_VARIANCES, found, strict=True):
+        for variance, residual in zip(_VARIANCES, found.T, strict=True):
             losses[Coherent(beta, variance)] = _loss([residual[:, None]], sigma)
     return losses
 

@@ -139,13 +139,22 @@ class NormalEquations:
         by_offset = self.matrix.transpose(3, 4, 5, 0, 1, 2)
         return np.ascontiguousarray(by_offset).reshape(7, 7, 7, -1)
 
+    @property
+    def density(self) -> float:
+        """Sum of all weights over the volume (area) that the splines cover."""
+        sides = zip(self.lattice.nodes, self.lattice.spacing, strict=True)
+        volume = math.prod((n - 3) * h for n, h in sides if n > 1)
+        return float(self.matrix.sum()) / volume
+
+    def product(self, coefficients: Floats) -> Floats:
+        """Return ``B' W B c`` for (D, n0, n1, n2) coefficients."""
+        nodes = np.array(coefficients.shape[1:], dtype=np.int64)
+        vector = np.ascontiguousarray(coefficients).reshape(len(coefficients), -1)
+        out = np.empty_like(vector)
+        kernels.multiply_planes(self._diagonals, nodes, vector, out)
+        return out.reshape(coefficients.shape)
+
     def multiply(self, coefficients: Floats) -> Floats:
         """Return ``B' W B c`` for (n0, n1, n2, D) coefficients."""
-        nodes = np.array(coefficients.shape[:3], dtype=np.int64)
-        vector = np.ascontiguousarray(np.moveaxis(coefficients, -1, 0))
-        out = np.empty_like(vector)
-        num = len(vector)
-        kernels.multiply_planes(
-            self._diagonals, nodes, vector.reshape(num, -1), out.reshape(num, -1)
-        )
+        out = self.product(np.moveaxis(coefficients, -1, 0))
         return np.ascontiguousarray(np.moveaxis(out, 0, -1))

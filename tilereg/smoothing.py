@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import solveh_banded
+from scipy.linalg import eigh, solveh_banded
 
 from tilereg.blas import one_thread
-from tilereg.kernels import lattice as kernels
 from tilereg.lattice import Lattice, NormalEquations
 
 __all__ = ["Coherent", "Smoother", "Solution", "ThinPlate"]
@@ -27,7 +26,7 @@ Floats = NDArray[np.float64]
 
 _RIDGE = 1e-9
 _NODES_A_BETA = 2.0
-_NEGLIGIBLE = 1e-6
+_NEGLIGIBLE, _NO_ENERGY = 1e-6, 1e-12
 # Multiplications up to which a direct solution is faster than an iterative one.
 _MOST_BAND_WORK = 2e10
 
@@ -81,36 +80,50 @@ class Coherent:
         tolerance: float = 1e-4,
         max_iterations: int = 400,
     ) -> Solution:
-        """Minimise ``sum_i w_i |u(x_i) - v_i|^2 + |z|^2``."""
+        """Minimise ``sum_i w_i |u(x_i) - v_i|^2 + |z|^2``.
+
+        By conjugate gradients, preconditioned with what the system would be if the weight were
+        spread evenly: that is a product of one matrix an axis, diagonal in the axes' eigenvectors.
+        """
         lattice = equations.lattice
-        filters = _filters(lattice, self.beta)
-        affine = _affine_basis(lattice, equations)
+        sides, energies = _modes(lattice, self.beta)
+        energies = equations.density * self.variance * energies
         amplitude = math.sqrt(self.variance)
+        with one_thread():
+            affine = _affine_basis(lattice, equations)
+            shape = equations.right.shape[:3]
 
-        def spread(z: Floats, a: Floats) -> Floats:
-            return amplitude * _apply(filters, z, transpose=False) + affine @ a
+            def spread(x: tuple[Floats, ...]) -> Floats:
+                rough = _apply(sides, amplitude * x[0].reshape(-1, *energies.shape))
+                return rough + (x[1] @ affine).reshape(rough.shape)
 
-        def gather(c: Floats) -> tuple[Floats, Floats]:
-            return (
-                amplitude * _apply(filters, c, transpose=True),
-                np.tensordot(affine, c, axes=((0, 1, 2), (0, 1, 2))),
+            def gather(c: Floats) -> tuple[Floats, Floats]:
+                z = amplitude * _apply([side.T for side in sides], c)
+                return z.reshape(len(c), -1), c.reshape(len(c), -1) @ affine.T
+
+            def operator(x: tuple[Floats, ...]) -> tuple[Floats, ...]:
+                z, a = gather(equations.product(spread(x)))
+                return z + x[0], a + 1e-12 * x[1]
+
+            def precondition(x: tuple[Floats, ...]) -> tuple[Floats, ...]:
+                return x[0] / (1.0 + energies.ravel()), x[1]
+
+            right = gather(_first(equations.right))
+            # The affine basis is orthonormal at the data: right[1] is the affine fit itself.
+            plain = (np.zeros_like(right[0]), right[1])
+            rest = [r - p for r, p in zip(right, operator(plain), strict=True)]
+            goal = tolerance**2 * _dot(rest, precondition(tuple(rest)))
+            state: tuple[Floats, ...] = plain
+            if start is not None and [s.shape for s in start.state] == [right[0].shape]:
+                # What the earlier solution has of affine maps, in the basis of these data.
+                known = (start.state[0], np.zeros_like(right[1]))
+                left = _first(start.coefficients.reshape(*shape, -1)) - spread(known)
+                state = (known[0], gather(equations.product(left))[1])
+            state, count = _conjugate_gradients(
+                operator, right, state, goal, max_iterations, precondition
             )
-
-        def operator(x: tuple[Floats, ...]) -> tuple[Floats, ...]:
-            z, a = gather(equations.multiply(spread(x[0], x[1])))
-            return z + x[0], a + 1e-12 * x[1]
-
-        right = gather(equations.right)
-        # The affine basis is orthonormal at the data: right[1] is the affine fit itself.
-        plain = (np.zeros_like(right[0]), right[1])
-        rest = [r - p for r, p in zip(right, operator(plain), strict=True)]
-        state = plain if start is None else start.state
-        if [s.shape for s in state] != [r.shape for r in right]:
-            state = plain
-        goal = tolerance**2 * _dot(rest, rest)
-        state, count = _conjugate_gradients(operator, right, state, goal, max_iterations)
-        coefficients = spread(state[0], state[1]).reshape(*lattice.nodes, -1)
-        return Solution(coefficients, state, count)
+            coefficients = np.moveaxis(spread(state), 0, -1).reshape(*lattice.nodes, -1)
+        return Solution(np.ascontiguousarray(coefficients), state[:1], count)
 
 
 @dataclass(frozen=True)
@@ -143,20 +156,20 @@ class ThinPlate:
         if _band_work(equations.lattice) < _MOST_BAND_WORK:
             solved = _solve_banded(matrix, equations.right)
             return Solution(solved.reshape(*equations.lattice.nodes, -1), (solved,), 0)
-        root = np.sqrt(1.0 / diagonal)[..., None]
+        stiff = NormalEquations(equations.lattice, matrix, equations.right)
+        root = np.sqrt(1.0 / diagonal)
 
         def operator(x: tuple[Floats, ...]) -> tuple[Floats, ...]:
-            out = np.empty_like(x[0])
-            kernels.multiply(matrix, root * x[0], out)
-            return (root * out,)
+            return (root * stiff.product(root * x[0]),)
 
-        right = (root * equations.right,)
+        right = (root * _first(equations.right),)
         state: tuple[Floats, ...] = (np.zeros_like(right[0]),)
         if start is not None and start.coefficients.size == right[0].size:
-            state = (start.coefficients.reshape(right[0].shape) / root,)
-        goal = tolerance**2 * _dot(list(right), list(right))
+            state = (_first(start.coefficients.reshape(equations.right.shape)) / root,)
+        goal = tolerance**2 * _dot(right, right)
         state, count = _conjugate_gradients(operator, right, state, goal, max_iterations)
-        coefficients = (root * state[0]).reshape(*equations.lattice.nodes, -1)
+        coefficients = np.moveaxis(root * state[0], 0, -1)
+        coefficients = np.ascontiguousarray(coefficients).reshape(*equations.lattice.nodes, -1)
         return Solution(coefficients, state, count)
 
 
@@ -193,53 +206,92 @@ def _solve_banded(matrix: Floats, right: Floats) -> Floats:
     return np.ascontiguousarray(solved.reshape(*nodes, -1).transpose(*back, 3))
 
 
+def _first(values: Floats) -> Floats:
+    """Return an array with the components first, one contiguous block each."""
+    return np.ascontiguousarray(np.moveaxis(values, -1, 0))
+
+
+def _same(x: tuple[Floats, ...]) -> tuple[Floats, ...]:
+    """Precondition by nothing."""
+    return x
+
+
 def _conjugate_gradients(
     operator: Callable[[tuple[Floats, ...]], tuple[Floats, ...]],
     right: tuple[Floats, ...],
     state: tuple[Floats, ...],
     goal: Floats,
     max_iterations: int,
+    precondition: Callable[[tuple[Floats, ...]], tuple[Floats, ...]] = _same,
 ) -> tuple[tuple[Floats, ...], int]:
-    """Solve a positive definite system for every component (last axis) at once."""
+    """Solve a positive definite system for every component, the first axis, at once.
+
+    Until the residual's square in the metric of the preconditioner is below the goal.
+    """
     x = [s.copy() for s in state]
-    residual = [r - p for r, p in zip(right, operator(tuple(x)), strict=True)]
-    direction = [r.copy() for r in residual]
-    energy = _dot(residual, residual)
+    residual = tuple(r - p for r, p in zip(right, operator(tuple(x)), strict=True))
+    better = precondition(residual)
+    direction = tuple(b.copy() for b in better)
+    energy = _dot(residual, better)
     count = 0
     while count < max_iterations and (energy > goal).any():
-        product = operator(tuple(direction))
-        curvature = _dot(direction, list(product))
+        product = operator(direction)
+        curvature = _dot(direction, product)
         step = np.divide(energy, curvature, out=np.zeros_like(energy), where=curvature > 0)
         for part, along, through, rest in zip(x, direction, product, residual, strict=True):
-            part += step * along
-            rest -= step * through
-        following = _dot(residual, residual)
+            part += _each(step, part) * along
+            rest -= _each(step, rest) * through
+        better = precondition(residual)
+        following = _dot(residual, better)
         ratio = np.divide(following, energy, out=np.zeros_like(energy), where=energy > 0)
-        direction = [r + ratio * d for r, d in zip(residual, direction, strict=True)]
+        direction = tuple(b + _each(ratio, b) * d for b, d in zip(better, direction, strict=True))
         energy = following
         count += 1
     return tuple(x), count
 
 
-def _dot(a: list[Floats], b: list[Floats]) -> Floats:
+def _each(factor: Floats, values: Floats) -> Floats:
+    """Return one factor a component, in the shape that multiplies values."""
+    return factor.reshape(-1, *(1,) * (values.ndim - 1))
+
+
+def _dot(a: Sequence[Floats], b: Sequence[Floats]) -> Floats:
     """Return the inner product a component."""
     return np.asarray(
-        sum(np.einsum("ij,ij->j", p.reshape(-1, p.shape[-1]), q.reshape(-1, q.shape[-1]))
+        sum(np.einsum("ij,ij->i", p.reshape(len(p), -1), q.reshape(len(q), -1))
             for p, q in zip(a, b, strict=True))
     )  # fmt: skip
 
 
-def _apply(filters: tuple[Floats, ...], values: Floats, *, transpose: bool) -> Floats:
-    """Apply one matrix along each of the first three axes."""
-    for axis, matrix in enumerate(filters):
-        side = matrix.T if transpose else matrix
-        shape = list(values.shape)
-        before, after = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
-        shape[axis] = len(side)
-        out = np.empty(shape)
-        kernels.filter_axis(side, values.reshape(before, -1, after), out.reshape(before, -1, after))
-        values = out
-    return values
+def _apply(sides: Sequence[Floats], values: Floats) -> Floats:
+    """Multiply the last three axes of (D, m0, m1, m2) values by one matrix each, the last first."""
+    num, first, second, last = values.shape
+    out = (values.reshape(-1, last) @ sides[2].T).reshape(num * first, second, -1)
+    out = (sides[1] @ out).reshape(num, first, -1)
+    return (sides[0] @ out).reshape(num, len(sides[0]), len(sides[1]), len(sides[2]))
+
+
+@lru_cache(maxsize=8)
+def _modes(lattice: Lattice, beta: float) -> tuple[tuple[Floats, ...], Floats]:
+    """Return the filters in their eigenvectors, (n_d, m_d) each, and the energies (m0, m1, m2).
+
+    The energy of a mode is its mean square over the lattice. Modes that are next to nothing
+    there, beyond its ends for example, are left out.
+    """
+    _, spacing, nodes = lattice.embedded()
+    sides, energies = [], []
+    for side, h, n in zip(_filters(lattice, beta), spacing, nodes, strict=True):
+        bands = _gram(n, h)[0]
+        mass = np.zeros((n, n))
+        for offset in range(-3, 4):
+            rows = np.arange(max(0, -offset), min(n, n - offset))
+            mass[rows, rows + offset] = bands[rows, offset + 3]
+        with one_thread():
+            energy, vectors = eigh(side.T @ mass @ side, driver="evd")
+        kept = energy > _NO_ENERGY * energy.max()
+        sides.append(np.ascontiguousarray(side @ vectors[:, kept]))
+        energies.append(energy[kept])
+    return tuple(sides), np.asarray(np.einsum("i,j,k->ijk", *energies))
 
 
 @lru_cache(maxsize=8)
@@ -264,18 +316,18 @@ def _filters(lattice: Lattice, beta: float) -> tuple[Floats, ...]:
 
 
 def _affine_basis(lattice: Lattice, equations: NormalEquations) -> Floats:
-    """Return coefficients (n0, n1, n2, D + 1) of orthonormal affine functions at the data."""
+    """Return coefficients (D + 1, nodes) of affine functions that are orthonormal at the data."""
     axes = [
         (np.arange(n) - (n - 1) / 2) * (h / max(lattice.spacing))
         for n, h in zip(lattice.nodes, lattice.spacing, strict=True)
     ]
-    planes = np.stack([np.ones(lattice.nodes), *np.meshgrid(*axes, indexing="ij")], axis=-1)
-    basis = planes.reshape(*equations.right.shape[:3], -1)
-    moved = equations.multiply(np.ascontiguousarray(basis))
-    moment = np.tensordot(basis, moved, axes=((0, 1, 2), (0, 1, 2)))
+    planes = np.stack([np.ones(lattice.nodes), *np.meshgrid(*axes, indexing="ij")])
+    basis = planes.reshape(len(planes), -1)
+    moved = equations.product(planes.reshape(len(planes), *equations.right.shape[:3]))
+    moment = basis @ moved.reshape(basis.shape).T
     values, vectors = np.linalg.eigh(moment)
     keep = values > 1e-10 * max(values.max(), 1e-300)
-    return np.asarray(basis @ (vectors[:, keep] / np.sqrt(values[keep])))
+    return np.asarray((vectors[:, keep] / np.sqrt(values[keep])).T @ basis)
 
 
 @lru_cache(maxsize=2)

@@ -9,6 +9,7 @@ and outlier shares of 0.1 to 0.6 on two seeds of each: no default would have don
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.spatial.distance import cdist
@@ -28,7 +29,7 @@ _MOST_BYTES = 8e9
 
 
 @dataclass(frozen=True)
-class _Unit:
+class Unit:
     """The change to clouds of mean zero and unit deviation, one scale for both."""
 
     fixed_centre: Floats
@@ -36,7 +37,7 @@ class _Unit:
     scale: float
 
     @classmethod
-    def of(cls, fixed: Floats, moving: Floats) -> _Unit:
+    def of(cls, fixed: Floats, moving: Floats) -> Unit:
         """Take the unit from the clouds."""
         return cls(fixed.mean(axis=0), moving.mean(axis=0), float(fixed.std(axis=0).max()))
 
@@ -72,24 +73,8 @@ def biocpd(scene: Scene) -> Recovered:
 
     Its own affine step multiplies by the transposed matrix (1.3.0), so it gets ours.
     """
-    from biocpd import DeformableRegistration
-
     affine = robust_affine(scene.fixed, scene.moved)
-    unit = _Unit.of(scene.moved, scene.moved)
-    source, target = unit.moving(affine(scene.fixed)), unit.moving(scene.moved)
-    drift = DeformableRegistration(
-        X=target,
-        Y=source,
-        alpha=ALPHA,
-        beta=BETA,
-        w=W,
-        tolerance=TOLERANCE,
-        max_iterations=ITERATIONS,
-        low_rank=len(source) > LOW_RANK_ABOVE,
-        low_rank_method="pivoted_cholesky",
-        dtype=np.float64,
-    )
-    drift.register()
+    unit, source, drift = fit_biocpd(affine(scene.fixed), scene.moved)
     weights = np.asarray(drift.W, dtype=np.float64)
     if drift.low_rank:
         # What the low rank leaves out of the kernel must not act at other points.
@@ -101,42 +86,88 @@ def biocpd(scene: Scene) -> Recovered:
     )
 
 
+def fit_biocpd(fixed: Floats, moving: Floats, **settings: Any) -> tuple[Unit, Floats, Any]:
+    """Run biocpd's deformable drift on clouds that lie in about the same place.
+
+    Returns the unit, the fixed cloud in it, and biocpd's registration, whose `TY` is that cloud
+    moved. Settings replace those above.
+    """
+    from biocpd import DeformableRegistration
+
+    unit = Unit.of(moving, moving)
+    source = unit.moving(fixed)
+    asked = {"alpha": ALPHA, "beta": BETA, "w": W, "low_rank": len(source) > LOW_RANK_ABOVE}
+    drift = DeformableRegistration(
+        X=unit.moving(moving),
+        Y=source,
+        tolerance=TOLERANCE,
+        max_iterations=ITERATIONS,
+        low_rank_method="pivoted_cholesky",
+        dtype=np.float64,
+        **(asked | settings),
+    )
+    drift.register()
+    return unit, source, drift
+
+
 def probreg(scene: Scene) -> Recovered:
     """Run probreg's CPD, affine then nonrigid."""
-    try:
-        from probreg import cpd
-    except Exception as error:  # It fails in many ways where its viewers cannot be loaded.
-        raise Unavailable(f"probreg does not import: {error}") from error
-    unit = _Unit.of(scene.fixed, scene.moved)
-    source, target = unit.fixed(scene.fixed), unit.moving(scene.moved)
-    settings = {"w": W, "maxiter": ITERATIONS, "tol": TOLERANCE}
-    affine = cpd.registration_cpd(source, target, "affine", **settings).transformation
-    moved = affine.transform(source)
-    fine = cpd.registration_cpd(
-        moved, target, "nonrigid", beta=BETA, lmd=ALPHA, **settings
-    ).transformation
+    unit, affine, moved, fine = fit_probreg(scene.fixed, scene.moved)
     kernel = _kernel_map(moved, np.asarray(fine.w), BETA)
     return Recovered(map=lambda p: unit.back(kernel(affine.transform(unit.fixed(p)))))
 
 
+def fit_probreg(fixed: Floats, moving: Floats, **settings: Any) -> tuple[Unit, Any, Floats, Any]:
+    """Run probreg's CPD, affine then nonrigid, from clouds in any pose that it can start from.
+
+    Returns the unit, the affine, the fixed cloud in the unit after it, and the nonrigid
+    transformation of that. Settings, `beta` and `lmd`, replace those above.
+    """
+    try:
+        from probreg import cpd
+    except Exception as error:  # It fails in many ways where its viewers cannot be loaded.
+        raise Unavailable(f"probreg does not import: {error}") from error
+    unit = Unit.of(fixed, moving)
+    source, target = unit.fixed(fixed), unit.moving(moving)
+    shared = {"w": settings.pop("w", W), "maxiter": ITERATIONS, "tol": TOLERANCE}
+    affine = cpd.registration_cpd(source, target, "affine", **shared).transformation
+    moved = affine.transform(source)
+    own = {"beta": BETA, "lmd": ALPHA} | settings
+    fine = cpd.registration_cpd(moved, target, "nonrigid", **own, **shared).transformation
+    return unit, affine, moved, fine
+
+
 def _pycpd_map(fixed: Floats, moving: Floats) -> PointMap:
     """Return the map of pycpd's affine and deformable registration."""
+    unit, affine, moved, drift = fit_pycpd(fixed, moving)
+    kernel = _kernel_map(moved, drift.W, BETA)
+    return lambda points: unit.back(kernel(unit.fixed(points) @ affine.B + affine.t))
+
+
+def fit_pycpd(fixed: Floats, moving: Floats, **settings: Any) -> tuple[Unit, Any, Floats, Any]:
+    """Run pycpd's affine and deformable registration.
+
+    Returns the unit, the affine registration, the fixed cloud in the unit after it, and the
+    deformable registration, whose `TY` is that cloud moved. Settings replace those above.
+    """
     from pycpd import AffineRegistration, DeformableRegistration
 
     # Its kernel is made of four arrays of (N, N, D), its posterior of (N, M, D).
     needed = 8.0 * 3 * len(fixed) * (4 * len(fixed) + 2 * len(moving))
     if needed > _MOST_BYTES:
         raise MemoryError(f"pycpd would take {needed / 1e9:.0f} GB for {len(fixed)} spots.")
-    unit = _Unit.of(fixed, moving)
+    unit = Unit.of(fixed, moving)
     source, target = unit.fixed(fixed), unit.moving(moving)
-    settings = {"w": W, "max_iterations": ITERATIONS, "tolerance": TOLERANCE}
-    affine = AffineRegistration(X=target, Y=source, **settings)
+    shared = {
+        "w": settings.pop("w", W), "max_iterations": ITERATIONS, "tolerance": TOLERANCE
+    }  # fmt: skip
+    affine = AffineRegistration(X=target, Y=source, **shared)
     affine.register()
     moved = source @ affine.B + affine.t
-    drift = DeformableRegistration(X=target, Y=moved, alpha=ALPHA, beta=BETA, **settings)
+    own = {"alpha": ALPHA, "beta": BETA} | settings
+    drift = DeformableRegistration(X=target, Y=moved, **own, **shared)
     drift.register()
-    kernel = _kernel_map(moved, drift.W, BETA)
-    return lambda points: unit.back(kernel(unit.fixed(points) @ affine.B + affine.t))
+    return unit, affine, moved, drift
 
 
 def _kernel_map(source: Floats, weights: Floats, beta: float) -> PointMap:

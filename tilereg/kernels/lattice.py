@@ -21,7 +21,7 @@ Ints = NDArray[np.int64]
 _NODES_AT_A_TIME = 1024
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, fastmath={"contract"})
 def assemble(
     points: Floats,
     weights: Floats,
@@ -36,12 +36,15 @@ def assemble(
 
     points (N, 3), weights (N,), values (N, D), order (N,) rows in an order in which points of one
     lattice cell are neighbours, matrix (n0, n1, n2, 7, 7, 7), right (n0, n1, n2, D).
+
+    Points of a cell are added four at a time: the sums are read and written once for all four.
     """
     n0, n1, n2, num_components = right.shape
     s0, s1, s2 = min(n0, 4), min(n1, 4), min(n2, 4)
     size = s0 * s1 * s2
     w0, w1, w2 = np.empty(4), np.empty(4), np.empty(4)
-    basis = np.empty(size)
+    basis, scaled = np.zeros((4, size)), np.zeros((4, size))
+    held = 0
     local = np.zeros((size, size))
     local_right = np.zeros((size, num_components))
     last_a, last_b, last_c = -1, -1, -1
@@ -56,7 +59,13 @@ def assemble(
             a = locate((points[i, 0] - origin[0]) * inverse_spacing[0], n0, w0)
             b = locate((points[i, 1] - origin[1]) * inverse_spacing[1], n1, w1)
             c = locate((points[i, 2] - origin[2]) * inverse_spacing[2], n2, w2)
-        if (a != last_a or b != last_b or c != last_c) and last_a >= 0:
+        is_new = a != last_a or b != last_b or c != last_c
+        if held == 4 or (is_new and held > 0):
+            basis[held:] = 0.0
+            scaled[held:] = 0.0
+            _add_four(basis, scaled, local)
+            held = 0
+        if is_new and last_a >= 0:
             _scatter(local, local_right, last_a, last_b, last_c, s0, s1, s2, matrix, right)
             local[:] = 0.0
             local_right[:] = 0.0
@@ -67,14 +76,24 @@ def assemble(
         for p in range(s0):
             for q in range(s1):
                 for r in range(s2):
-                    basis[k] = w0[p] * w1[q] * w2[r]
+                    basis[held, k] = w0[p] * w1[q] * w2[r]
+                    scaled[held, k] = basis[held, k] * weights[i]
+                    for d in range(num_components):
+                        local_right[k, d] += scaled[held, k] * values[i, d]
                     k += 1
-        for p in range(size):
-            scaled = basis[p] * weights[i]
-            for q in range(p, size):
-                local[p, q] += scaled * basis[q]
-            for d in range(num_components):
-                local_right[p, d] += scaled * values[i, d]
+        held += 1
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _add_four(basis: Floats, scaled: Floats, local: Floats) -> None:
+    """Add four outer products to the upper triangle of a matrix, in squares of eight."""
+    size = local.shape[0]
+    for p in range(size):
+        f0, f1, f2, f3 = scaled[0, p], scaled[1, p], scaled[2, p], scaled[3, p]
+        row = local[p]
+        # From a multiple of eight on: what is below the diagonal is not read.
+        for q in range(p - p % 8, size):
+            row[q] += f0 * basis[0, q] + f1 * basis[1, q] + (f2 * basis[2, q] + f3 * basis[3, q])
 
 
 @njit(cache=True, nogil=True)
@@ -90,16 +109,26 @@ def _scatter(
     matrix: Floats,
     right: Floats,
 ) -> None:
-    """Add the dense block of one lattice cell to the stencil matrix."""
+    """Add the dense block of one lattice cell, its upper triangle, to the stencil matrix."""
     size = s0 * s1 * s2
     for p in range(size):
-        pa, pb, pc = p // (s1 * s2), (p // s2) % s1, p % s2
-        for d in range(local_right.shape[1]):
-            right[a + pa, b + pb, c + pc, d] += local_right[p, d]
-        for q in range(size):
-            qa, qb, qc = q // (s1 * s2), (q // s2) % s1, q % s2
-            value = local[p, q] if q >= p else local[q, p]
-            matrix[a + pa, b + pb, c + pc, qa - pa + 3, qb - pb + 3, qc - pc + 3] += value
+        for q in range(p):
+            local[p, q] = local[q, p]
+    p = 0
+    for pa in range(s0):
+        for pb in range(s1):
+            for pc in range(s2):
+                for d in range(local_right.shape[1]):
+                    right[a + pa, b + pb, c + pc, d] += local_right[p, d]
+                rows = matrix[a + pa, b + pb, c + pc]
+                q = 0
+                for qa in range(s0):
+                    for qb in range(s1):
+                        target = rows[qa - pa + 3, qb - pb + 3]
+                        for qc in range(s2):
+                            target[qc - pc + 3] += local[p, q + qc]
+                        q += s2
+                p += 1
 
 
 @njit(cache=True, nogil=True)

@@ -31,8 +31,9 @@ _MOST_SWEEPS = 40
 # A growth by fewer pairs, or by a smaller share, is not worth a new fit.
 _FEWEST, _LEAST_SHARE = 4, 0.01
 # More spots without a partner than this are looked at only where there are hardly any pairs: in
-# a region where a share of the usual number is matched.
-_MANY, _HOLE = 5000, 0.8
+# a region where a share of the usual number is matched. So many around tell: of fewer, the
+# share is low by chance too often.
+_MANY, _HOLE, _AROUND = 5000, 0.8, 64
 # The rim: what has some pairs within so many of the distances that are usual between pairs.
 _RIM_PAIRS, _RIM = 3, 2.2
 # Reach of a prediction in spacings: at least, at most, and in errors of its neighbours' ones.
@@ -201,7 +202,7 @@ class _Scene:
         if len(todo) == 0 or len(known) == len(self.moving):
             return todo[:0]
         if len(todo) > _MANY:
-            near = cKDTree(self.fixed).query(self.fixed[todo], k=_NEIGHBOURS)[1]
+            near = cKDTree(self.fixed).query(self.fixed[todo], k=_AROUND)[1]
             share = (partner[near] >= 0).mean(axis=1)
             todo = todo[share < _HOLE * len(known) / len(partner)]
         tree = cKDTree(self.fixed[known])

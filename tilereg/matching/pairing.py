@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,15 +21,38 @@ GATE = 3.0
 _REACHES, _MOST_BY_CHANCE = (0.27, 0.14, 0.07), 0.01
 _ENOUGH_JUDGES = 8
 _LEAST_SIGMA = 1e-6
+# Of more spots than these some tell how exact pairs are.
+_MOST_LOOKED_AT = 20_000
 
 
 def mutual_neighbours(moved: Floats, target: Floats, reach: float) -> tuple[Rows, Rows]:
     """Return rows of mutual nearest neighbours of two (N, D) clouds within `reach`."""
-    distance, theirs = cKDTree(target).query(moved, distance_upper_bound=reach)
-    back = cKDTree(moved).query(target, distance_upper_bound=reach)[1]
-    ours = np.flatnonzero(np.isfinite(distance))
-    ours = ours[back[theirs[ours]] == ours]
-    return ours.astype(np.int64), theirs[ours].astype(np.int64)
+    return _Trees.of(moved, target).pairs(np.arange(len(moved)), 0.0, reach)
+
+
+@dataclass(frozen=True)
+class _Trees:
+    """Two clouds, each as a tree."""
+
+    moved: Floats
+    target: Floats
+    of_moved: cKDTree
+    of_target: cKDTree
+
+    @classmethod
+    def of(cls, moved: Floats, target: Floats) -> _Trees:
+        """Build both."""
+        trees = (cKDTree(cloud, balanced_tree=False) for cloud in (moved, target))
+        return cls(moved, target, *trees)
+
+    def pairs(self, rows: Rows, step: Floats | float, reach: float) -> tuple[Rows, Rows]:
+        """Return the mutual pairs of some rows of the first cloud, all of it moved by a step."""
+        distance, theirs = self.of_target.query(self.moved[rows] + step, distance_upper_bound=reach)
+        found = np.isfinite(distance)
+        ours, theirs = rows[found], theirs[found]
+        # Nothing is nearer than what was found: no bound is needed.
+        same = self.of_moved.query(self.target[theirs] - step)[1] == ours
+        return ours[same].astype(np.int64), theirs[same].astype(np.int64)
 
 
 def wide_pairs(moved: Floats, moving: Floats, aside: Floats, near: float) -> tuple[Rows, Rows]:
@@ -73,20 +97,27 @@ def pair_sigma(
         Steps that part all pairs: what is paired then, by chance, is taken off. Not with judges.
     """
     ndim = moved.shape[1]
+    trees = _Trees.of(moved, target)
+    every = np.arange(len(moved))
+    if len(every) > _MOST_LOOKED_AT:
+        # The order is by distance from the middle: these are spread over the cloud.
+        every = every[:: -(-len(every) // _MOST_LOOKED_AT)]
     sigma = guess
     for _ in range(3):
         reach = GATE * math.sqrt(ndim) * sigma
-        ours, theirs = mutual_neighbours(moved, target, reach)
+        ours, theirs = trees.pairs(every, 0.0, reach)
+        if judges is not None:
+            judging = trees.pairs(np.flatnonzero(judges), 0.0, reach)
+            if len(judging[0]) >= _ENOUGH_JUDGES:
+                ours, theirs = judging
         if len(ours) < ndim:
             return guess
-        if judges is not None and judges[ours].sum() >= _ENOUGH_JUDGES:
-            ours, theirs = ours[judges[ours]], theirs[judges[ours]]
         count = float(len(ours))
         total = float(((moved[ours] - target[theirs]) ** 2).sum())
         # A spot that has its own partner finds none by chance.
-        share = (1 - count / len(moved)) / (1 if aside is None else len(aside))
+        share = (1 - count / len(every)) / (1 if aside is None else len(aside))
         for step in () if aside is None else aside:
-            ours, theirs = mutual_neighbours(moved + step, target, reach)
+            ours, theirs = trees.pairs(every, step, reach)
             count -= share * len(ours)
             total -= share * float(((moved[ours] + step - target[theirs]) ** 2).sum())
         if count < ndim or total <= 0:

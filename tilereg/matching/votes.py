@@ -25,7 +25,9 @@ Floats = NDArray[np.float64]
 
 _REACH = 2.5
 _BIN = 0.2
-_MOST_BLOCKS = 1500
+# Deviation of the Gaussian that smooths a histogram, in bins.
+_SMOOTHED = 1.2
+_MOST_BLOCKS = 1000
 _BLOCK_SIZES = (150, 50)
 _CLEAR = 5.0
 _ROUNDS = 6
@@ -69,7 +71,7 @@ def count_votes(fixed: Floats, predicted: Floats, moving: CellList) -> Votes:
         picked = _spread(fixed, num_blocks)
         for block in tree.query(fixed[picked], k=size)[1].reshape(num_blocks, size):
             histogram = moving.vote(predicted[block], -reach, reach, _BIN)
-            shift, score = _peak(gaussian_filter(histogram, 1.2))
+            shift, score = _peak(gaussian_filter(histogram, _SMOOTHED, truncate=3.0))
             centres.append(fixed[block].mean(axis=0))
             shifts.append(shift * _BIN - reach)
             scores.append(score)
@@ -87,8 +89,10 @@ def _spread(points: Floats, count: int) -> NDArray[np.int64]:
 def _peak(histogram: Floats) -> tuple[Floats, float]:
     """Return the centre of the highest peak in bins and its height in deviations."""
     top = np.unravel_index(int(histogram.argmax()), histogram.shape)
-    median = float(np.median(histogram))
-    spread = 1.4826 * float(np.median(np.abs(histogram - median))) + 0.02
+    # Every other bin tells the background: neighbours are alike after the smoothing.
+    some = histogram[(slice(None, None, 2),) * histogram.ndim].ravel()
+    median = float(np.median(some))
+    spread = 1.4826 * float(np.median(np.abs(some - median))) + 0.02
     window = tuple(
         slice(max(0, int(t) - 2), min(n, int(t) + 3))
         for t, n in zip(top, histogram.shape, strict=True)

@@ -38,6 +38,8 @@ FIELDS = ("auto", "coherent", "kriging")
 # With a low share of outliers to start from, spots without a partner pull the field to wrong ones;
 # a high one is found to be too high in the first iterations.
 _MANY_OUTLIERS = 0.9
+# Where sigma starts, in spacings and in those of an earlier drift.
+_WIDE, _WIDER = 0.33, 2.5
 _FEWEST = 4
 _FEW = 60
 _FIRST = Coherent(16.0, 0.1)
@@ -279,7 +281,7 @@ class _Matcher:
         result = first
         if chosen.model == "field":
             start = lattice.field(first.solution.coefficients)
-            result, lattice = self._drift(pose.affine, chosen.prior, start)
+            result, lattice = self._drift(pose.affine, chosen.prior, start, first)
             raw = lattice.field(result.solution.coefficients)
             map_ = Transform(*split_affine(pose.affine, raw, self.fitted))
         else:
@@ -366,13 +368,17 @@ class _Matcher:
         return fit_plate(self.fixed, self.moving, *found.grown, box)
 
     def _drift(
-        self, affine: Affine, prior: Coherent, start: DisplacementField | None
+        self,
+        affine: Affine,
+        prior: Coherent,
+        start: DisplacementField | None,
+        earlier: Drift | None = None,
     ) -> tuple[Drift, Lattice]:
-        """Run the drift with a prior, from votes or from an earlier field."""
+        """Run the drift with a prior, from votes or from the field of an earlier one."""
         source = self.fitted
         base = affine(source)
         lattice = Lattice.cover(self.low, self.high, prior.spacing)
-        sigma = 0.33
+        sigma = _WIDE if earlier is None else min(_WIDE, _WIDER * earlier.sigma)
         if start is not None:
             solution = Solution(lattice.interpolate(start), (), 0)
         elif len(source) >= _FEW:
@@ -390,7 +396,7 @@ class _Matcher:
             prior,
             start=solution,
             sigma=sigma,
-            w=self.w,
+            w=self.w if earlier is None else earlier.w,
             max_iterations=self.max_iterations,
         )
         return found, lattice

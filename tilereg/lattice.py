@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,13 +111,13 @@ class NormalEquations:
     Parameters
     ----------
     lattice : Lattice
-    matrix : (n0, n1, n2, 7, 7, 7) ndarray
-        Row of every node; the middle entry is the diagonal.
+    diagonals : (7, 7, 7, n0, n1, n2) ndarray
+        Entries of all nodes by the offset of the neighbour; the middle ones are the diagonal.
     right : (n0, n1, n2, D) ndarray
     """
 
     lattice: Lattice
-    matrix: Floats
+    diagonals: Floats
     right: Floats
 
     @classmethod
@@ -127,31 +126,27 @@ class NormalEquations:
     ) -> NormalEquations:
         """Add up (N, D) values at (N, D) points with (N,) weights; weight zero leaves one out."""
         origin, spacing, nodes = lattice.embedded()
-        matrix = np.zeros((*nodes, 7, 7, 7))
+        diagonals = np.zeros((7, 7, 7, *nodes))
         right = np.zeros((*nodes, values.shape[1]))
         order = lattice.cell_order(points)
-        kernels.assemble(embed(points), weights, values, order, origin, 1 / spacing, matrix, right)
-        return cls(lattice, matrix, right)
-
-    @cached_property
-    def _diagonals(self) -> Floats:
-        """The stencil by offset, (7, 7, 7, K) over the K nodes in C order."""
-        by_offset = self.matrix.transpose(3, 4, 5, 0, 1, 2)
-        return np.ascontiguousarray(by_offset).reshape(7, 7, 7, -1)
+        kernels.assemble(
+            embed(points), weights, values, order, origin, 1 / spacing, diagonals, right
+        )
+        return cls(lattice, diagonals, right)
 
     @property
     def density(self) -> float:
         """Sum of all weights over the volume (area) that the splines cover."""
         sides = zip(self.lattice.nodes, self.lattice.spacing, strict=True)
         volume = math.prod((n - 3) * h for n, h in sides if n > 1)
-        return float(self.matrix.sum()) / volume
+        return float(self.diagonals.sum()) / volume
 
     def product(self, coefficients: Floats) -> Floats:
         """Return ``B' W B c`` for (D, n0, n1, n2) coefficients."""
         nodes = np.array(coefficients.shape[1:], dtype=np.int64)
         vector = np.ascontiguousarray(coefficients).reshape(len(coefficients), -1)
         out = np.empty_like(vector)
-        kernels.multiply_planes(self._diagonals, nodes, vector, out)
+        kernels.multiply_planes(self.diagonals.reshape(7, 7, 7, -1), nodes, vector, out)
         return out.reshape(coefficients.shape)
 
     def multiply(self, coefficients: Floats) -> Floats:

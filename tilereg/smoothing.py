@@ -150,8 +150,8 @@ class ThinPlate:
         max_iterations: int = 1000,
     ) -> Solution:
         """Minimise the weighted squares plus the bending energy."""
-        matrix = equations.matrix + self.smoothing * _bending(equations.lattice)
-        diagonal = matrix[..., 3, 3, 3]
+        matrix = equations.diagonals + self.smoothing * _bending(equations.lattice)
+        diagonal = matrix[3, 3, 3]
         diagonal += _RIDGE * diagonal.max()
         if _band_work(equations.lattice) < _MOST_BAND_WORK:
             solved = _solve_banded(matrix, equations.right)
@@ -186,12 +186,12 @@ def _solve_banded(matrix: Floats, right: Floats) -> Floats:
     """Solve a stencil system by banded Cholesky, the longest axis outermost."""
     order = tuple(np.argsort(right.shape[:3], kind="stable")[::-1])
     turned = matrix.transpose(*order, *(3 + axis for axis in order))
-    nodes = turned.shape[:3]
+    nodes = turned.shape[3:]
     num = math.prod(nodes)
     bands: dict[int, Floats] = {}
     for p, q, r in itertools.product(range(-3, 4), repeat=3):
         offset = (p * nodes[1] + q) * nodes[2] + r
-        values = turned[..., p + 3, q + 3, r + 3].ravel()
+        values = turned[p + 3, q + 3, r + 3].ravel()
         if 0 <= offset < num and values.any():
             bands[offset] = bands.get(offset, np.zeros(num - offset)) + values[: num - offset]
     table = np.zeros((max(bands) + 1, num))
@@ -332,13 +332,13 @@ def _affine_basis(lattice: Lattice, equations: NormalEquations) -> Floats:
 
 @lru_cache(maxsize=2)
 def _bending(lattice: Lattice) -> Floats:
-    """Return the stencil of int |D^2 u|^2, (n0, n1, n2, 7, 7, 7)."""
+    """Return the stencil of int |D^2 u|^2, (7, 7, 7, n0, n1, n2)."""
     _, spacing, nodes = lattice.embedded()
     gram = [_gram(n, h) for n, h in zip(nodes, spacing, strict=True)]
-    out = np.zeros((*nodes, 7, 7, 7))
+    out = np.zeros((7, 7, 7, *nodes))
     for i, j, k in ((2, 0, 0), (0, 2, 0), (0, 0, 2), (1, 1, 0), (1, 0, 1), (0, 1, 1)):
         count = 1.0 if 2 in (i, j, k) else 2.0
-        out += np.einsum("ap,bq,cr->abcpqr", count * gram[0][i], gram[1][j], gram[2][k])
+        out += np.einsum("ap,bq,cr->pqrabc", count * gram[0][i], gram[1][j], gram[2][k])
     out.setflags(write=False)
     return out
 

@@ -99,6 +99,7 @@ def drift(
     lattice: Lattice,
     prior: Coherent,
     *,
+    density: Floats | None = None,
     start: Solution | None = None,
     sigma: float = 0.33,
     least_sigma: float = 0.01,
@@ -117,6 +118,8 @@ def drift(
         Moving spots.
     lattice : Lattice
     prior : Coherent
+    density : (N,) ndarray, optional
+        `local_density` of the target, where it is known already.
     start : Solution, optional
         Field to start from. Default none.
     sigma, least_sigma : float
@@ -129,7 +132,7 @@ def drift(
     Drift
     """
     ndim = source.shape[1]
-    density = local_density(target)
+    density = local_density(target) if density is None else density
     target_cells = CellList.build(target, _TRUNCATION * sigma)
     moved = base if start is None else base + lattice.field(start.coefficients)(source)
     solution = start

@@ -18,6 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
+from tilereg.matching.cells import CellList
 from tilereg.matching.clouds import steps_aside
 
 __all__ = ["Growth", "assign_rest", "grow"]
@@ -33,7 +34,8 @@ _FEWEST, _LEAST_SHARE = 4, 0.01
 # More spots without a partner than this are looked at only where there are hardly any pairs: in
 # a region where a share of the usual number is matched. So many around tell: of fewer, the
 # share is low by chance too often.
-_MANY, _HOLE, _AROUND = 5000, 0.8, 64
+_MANY, _HOLE, _AROUND = 1500, 0.8, 64
+_SAMPLED = 200
 # The rim: what has some pairs within so many of the distances that are usual between pairs.
 _RIM_PAIRS, _RIM = 3, 2.2
 # Reach of a prediction in spacings: at least, at most, and in errors of its neighbours' ones.
@@ -202,8 +204,7 @@ class _Scene:
         if len(todo) == 0 or len(known) == len(self.moving):
             return todo[:0]
         if len(todo) > _MANY:
-            near = cKDTree(self.fixed).query(self.fixed[todo], k=_AROUND)[1]
-            share = (partner[near] >= 0).mean(axis=1)
+            share = self._share_around(todo, known)
             todo = todo[share < _HOLE * len(known) / len(partner)]
         tree = cKDTree(self.fixed[known])
         usual = tree.query(self.fixed[known], k=min(_RIM_PAIRS + 1, len(known)))[0][:, -1]
@@ -211,6 +212,17 @@ class _Scene:
         far = tree.query(self.fixed[todo], k=[count])[0][:, 0]
         is_near = far <= _RIM * max(float(np.median(usual)), 1.0)
         return np.asarray(todo[is_near], dtype=np.int64)
+
+    def _share_around(self, todo: Rows, known: Rows) -> Floats:
+        """Return the share of the spots around each of some that have a partner."""
+        some = todo[:: -(-len(todo) // _SAMPLED)]
+        count = min(_AROUND, len(self.fixed))
+        radius = float(np.median(cKDTree(self.fixed).query(self.fixed[some], k=[count])[0]))
+        have, all_ = (
+            CellList.build(cloud, radius / 2).count_within(self.fixed[todo], radius)
+            for cloud in (self.fixed[known], self.fixed)
+        )
+        return np.asarray(have / np.maximum(all_, 1))
 
     def add(self, partner: Rows, rim: Rows) -> tuple[int, float]:
         """Give partners to spots of the rim; return to how many, and how many by chance."""

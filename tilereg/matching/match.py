@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,7 +18,7 @@ from tilereg.lattice import Lattice
 from tilereg.matching.cells import CellList
 from tilereg.matching.clouds import Unit, canonical_order, num_distinct, steps_aside
 from tilereg.matching.coarse import Coarse, find_pose, pose_evidence
-from tilereg.matching.cpd import Drift, drift
+from tilereg.matching.cpd import Drift, drift, local_density
 from tilereg.matching.extension import Extension, extend
 from tilereg.matching.pairing import GATE, mutual_neighbours, pair_sigma
 from tilereg.matching.refit import Refit, fit_all, fit_judge, fit_plate
@@ -211,7 +212,12 @@ class _Matcher:
     field: str
     max_iterations: int
 
-    @property
+    @cached_property
+    def density(self) -> Floats:
+        """Local density of the moving spots."""
+        return local_density(self.moving)
+
+    @cached_property
     def fitted(self) -> Floats:
         """The fixed spots that may enter the fit."""
         return self.fixed[~self.held]
@@ -394,6 +400,7 @@ class _Matcher:
             self.moving,
             lattice,
             prior,
+            density=self.density,
             start=solution,
             sigma=sigma,
             w=self.w if earlier is None else earlier.w,

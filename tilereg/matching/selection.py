@@ -13,11 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from tilereg.affine import fit_affine, fit_rigid, fit_translation
 from tilereg.blas import one_thread
 from tilereg.kriging import residuals_of, sampled
 from tilereg.lattice import Lattice, NormalEquations
+from tilereg.sampling import farthest_points
 from tilereg.smoothing import Coherent
 from tilereg.transform import Affine
 
@@ -39,7 +41,8 @@ _TRUNCATION = 4.0
 _SIMPLE_GAIN = 0.98
 # Losses that differ by less, in spacings, differ by rounding.
 _ROUNDING = 1e-9
-_MOST_PAIRS = 60_000
+# Of more pairs than these some blocks are looked at, around points far apart.
+_MOST_PAIRS, _BLOCKS, _CANDIDATES = 60_000, 4, 2000
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def select_model(
     beta : float, optional
         Only look at fields of this coherence width.
     """
-    rows = np.random.default_rng(0).permutation(len(source))[:_MOST_PAIRS]
+    rows = np.random.default_rng(0).permutation(len(source))
     source, base, target = source[rows], base[rows], target[rows]
     folds = list(_folds(len(source)))
     losses: dict[str, float] = {}
@@ -99,9 +102,7 @@ def select_model(
             if losses[model] < _SIMPLE_GAIN * best - _ROUNDING:
                 best, chosen = losses[model], (model, chosen[1])
     if len(source) >= _FEWEST_PAIRS["field"] * source.shape[1] or beta is not None:
-        fields = _field_losses(
-            source, target - base, sigma, _BETAS if beta is None else (beta,), folds
-        )
+        fields = _field_losses(source, target - base, sigma, _BETAS if beta is None else (beta,))
         losses |= {f"field beta={p.beta:g} variance={p.variance:g}": v for p, v in fields.items()}
         # Of equals the stiffest.
         prior = min(fields, key=lambda p: fields[p])
@@ -133,7 +134,6 @@ def _field_losses(
     shift: Floats,
     sigma: float,
     betas: tuple[float, ...],
-    folds: Folds,
 ) -> dict[Coherent, float]:
     """Return the held-out residual of fields; infinite where the lattice is too fine.
 
@@ -141,13 +141,13 @@ def _field_losses(
     """
     if len(source) >= _MANY_PAIRS:
         tried: dict[Coherent, float] = {}
+        blocks = [(source[rows], shift[rows]) for rows in _blocks(source)]
 
         def loss_of(prior: Coherent) -> float:
             if prior not in tried:
                 # A width that was asked for is taken.
-                is_out = len(betas) > 1 and _is_too_fine(source, prior.beta)
-                loss = np.inf if is_out else _field_loss(prior, source, shift, sigma, folds)
-                tried[prior] = loss
+                is_out = len(betas) > 1 and _is_too_fine(blocks[0][0], prior.beta)
+                tried[prior] = np.inf if is_out else _field_loss(prior, blocks, sigma)
             return tried[prior]
 
         _descend(loss_of, betas)
@@ -206,20 +206,28 @@ def _simple_loss(
     return _loss(residuals, sigma)
 
 
-def _field_loss(
-    prior: Coherent,
-    source: Floats,
-    shift: Floats,
-    sigma: float,
-    folds: Folds,
-) -> float:
-    """Return the held-out residual of a field."""
-    lattice = _lattice(source, prior.beta)
+def _blocks(points: Floats) -> list[NDArray[np.int64]]:
+    """Return rows of shuffled points: all of them, or of very many some compact parts.
+
+    As dense as all are, but on a small lattice.
+    """
+    if len(points) <= _MOST_PAIRS:
+        return [np.arange(len(points))]
+    some = np.arange(0, len(points), len(points) // _CANDIDATES)
+    centres = points[some[farthest_points(points[some], _BLOCKS)]]
+    near = cKDTree(points).query(centres, k=_MOST_PAIRS // _BLOCKS)[1]
+    return [np.sort(rows) for rows in near]
+
+
+def _field_loss(prior: Coherent, blocks: list[tuple[Floats, Floats]], sigma: float) -> float:
+    """Return the held-out residual of a field through blocks of shuffled points and shifts."""
     residuals = []
-    for fit, judge in folds:
-        weights = np.full(len(fit), 1 / sigma**2)
-        equations = NormalEquations.assemble(lattice, source[fit], weights, shift[fit])
-        solution = prior.solve(equations, tolerance=1e-3)
-        predicted = lattice.field(solution.coefficients)(source[judge])
-        residuals.append(shift[judge] - predicted)
+    for source, shift in blocks:
+        lattice = _lattice(source, prior.beta)
+        for fit, judge in _folds(len(source)):
+            weights = np.full(len(fit), 1 / sigma**2)
+            equations = NormalEquations.assemble(lattice, source[fit], weights, shift[fit])
+            solution = prior.solve(equations, tolerance=1e-3)
+            predicted = lattice.field(solution.coefficients)(source[judge])
+            residuals.append(shift[judge] - predicted)
     return _loss(residuals, sigma)

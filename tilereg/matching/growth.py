@@ -28,12 +28,12 @@ Rows = NDArray[np.int64]
 
 _NEIGHBOURS = 16
 _BATCH = 4096
-_MOST_SWEEPS = 40
+_MOST_SWEEPS = 100
 # A growth by fewer pairs, or by a smaller share, is not worth a new fit.
 _FEWEST, _LEAST_SHARE = 4, 0.01
 # More spots without a partner than this are looked at only where there are hardly any pairs: in
-# a region where a share of the usual number is matched. So many around tell: of fewer, the
-# share is low by chance too often.
+# a region where a share of what is usual around pairs is matched. So many around tell: of
+# fewer, the share is low by chance too often.
 _MANY, _HOLE, _AROUND = 1500, 0.8, 64
 _SAMPLED = 200
 # The rim: what has some pairs within so many of the distances that are usual between pairs.
@@ -204,8 +204,10 @@ class _Scene:
         if len(todo) == 0 or len(known) == len(self.moving):
             return todo[:0]
         if len(todo) > _MANY:
-            share = self._share_around(todo, known)
-            todo = todo[share < _HOLE * len(known) / len(partner)]
+            share = self._share_around(
+                np.concatenate([todo, known[:: -(-len(known) // _SAMPLED)]]), known
+            )
+            todo = todo[share[: len(todo)] < _HOLE * np.median(share[len(todo) :])]
         tree = cKDTree(self.fixed[known])
         usual = tree.query(self.fixed[known], k=min(_RIM_PAIRS + 1, len(known)))[0][:, -1]
         count = min(_RIM_PAIRS, len(known) - 1)
@@ -213,13 +215,13 @@ class _Scene:
         is_near = far <= _RIM * max(float(np.median(usual)), 1.0)
         return np.asarray(todo[is_near], dtype=np.int64)
 
-    def _share_around(self, todo: Rows, known: Rows) -> Floats:
+    def _share_around(self, rows: Rows, known: Rows) -> Floats:
         """Return the share of the spots around each of some that have a partner."""
-        some = todo[:: -(-len(todo) // _SAMPLED)]
+        some = rows[:: -(-len(rows) // _SAMPLED)]
         count = min(_AROUND, len(self.fixed))
         radius = float(np.median(cKDTree(self.fixed).query(self.fixed[some], k=[count])[0]))
         have, all_ = (
-            CellList.build(cloud, radius / 2).count_within(self.fixed[todo], radius)
+            CellList.build(cloud, radius / 2).count_within(self.fixed[rows], radius)
             for cloud in (self.fixed[known], self.fixed)
         )
         return np.asarray(have / np.maximum(all_, 1))

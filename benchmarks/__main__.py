@@ -3,6 +3,7 @@
     seed        the published pairs, all methods, judged by the field
     hard        what the published pairs do not stress, one axis at a time
     parameters  what the defaults choose, and what the best choice would have given
+    clouds      matching alone, from a thousand to millions of spots, beside other packages
     scale       volumes larger than memory, from store to store
     peers       bigstream on the same input and cores
     demo        five synthetic pairs through the whole pipeline
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from benchmarks.results_files import Options
 
-NAMES = ("seed", "hard", "parameters", "scale", "peers", "demo", "easifish", "merfish")
+NAMES = ("seed", "hard", "parameters", "clouds", "scale", "peers", "demo", "easifish", "merfish")
 
 
 def parse(arguments: list[str] | None = None) -> tuple[str, Options]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from benchmarks.cases import Case, Detections, Floats, Stopwatch
+from benchmarks.memory import peak_memory, reset_peak
 from benchmarks.methods import METHODS
 from benchmarks.methods.scene import PointMap, Recovered, Scene, Unavailable
 from tilereg.grid import Grid
@@ -119,7 +118,7 @@ def _attempt(method: str, job: Job, scene: Scene | None = None) -> Reply:
 def _do(method: str, job: Job, scene: Scene) -> Reply:
     """Measure the method, and evaluate its map where it is judged."""
     register = METHODS[method].load()
-    before = _reset_peak()
+    before = reset_peak()
     clock = Stopwatch()
     found = register(scene)
     image, warp = found.image, 0.0
@@ -128,7 +127,7 @@ def _do(method: str, job: Job, scene: Scene) -> Reply:
         image = registered_image(found.map, scene.moving, scene.spacing)
         warp = clock.cost.seconds - at
     cost = clock.cost
-    memory = max(0, _peak() - before)
+    memory = max(0, peak_memory() - before)
     predicted = np.asarray(found.map(job.points * scene.spacing)) / scene.spacing
     return Reply(
         status=found.status if np.isfinite(predicted).all() else "failed",
@@ -169,25 +168,6 @@ def registered_image(map_: PointMap, moving: NDArray[Any], spacing: Floats) -> N
         values = ndimage.spline_filter1d(values, 3, axis=axis, mode="mirror")
     transform = Transform(Affine.identity(3), lattice.field(np.ascontiguousarray(values)))
     return warp_array(moving, transform, like=grid, grid=grid)
-
-
-def _reset_peak() -> int:
-    """Forget the peak memory where the system can, and return what is in use, in bytes."""
-    # Where the system has no such file, the peak is that of all jobs so far: an upper bound.
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    return int(psutil.Process().memory_info().rss)
-
-
-def _peak() -> int:
-    """Return the peak resident memory of this process in bytes."""
-    import resource
-
-    if os.path.exists("/proc/self/status"):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return 1024 * int(line.split()[1])
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 __all__ = ["WARM_UP", "Job", "Recovered", "Reply", "registered_image", "serve"]

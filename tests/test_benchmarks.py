@@ -11,11 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.spatial.distance import cdist
 
 from benchmarks import hard, judge, methods, results_files, running, splines, summaries
 from benchmarks.__main__ import main, parse
 from benchmarks.cases import Case, Detections, Truth, describe_detections
 from benchmarks.methods.scene import Scene
+from benchmarks.splines import spacing_of
+from benchmarks.spot_clouds import CloudSpec, make_clouds
 from benchmarks.worker import WARM_UP, Job, Reply, registered_image
 from tilereg.synthetic import BenchmarkVariant
 
@@ -104,6 +107,36 @@ def test_hard_runs_small(tmp_path: Path) -> None:
     assert until["mutual-nn-affine"] is not None
     assert (tmp_path / "hard_drop_out.png").exists()
     assert "What breaks where" in (tmp_path / "hard.md").read_text()
+
+
+def test_clouds_run_small(tmp_path: Path) -> None:
+    main(["clouds", "--small", "--output", str(tmp_path)])
+    figures = json.loads((tmp_path / "clouds.json").read_text())
+    rows = {row["name"]: row for row in figures["runs"]}
+    assert {row["status"] for row in rows.values()} == {"ok"}
+    assert rows["sizes"]["rms"] < 0.3
+    assert 0 < rows["sizes"]["cpu_seconds"] < 100
+    text = (tmp_path / "clouds.md").read_text()
+    assert "| 600 |" in text
+    assert "bumps of 20 over 80" in text
+    assert (tmp_path / "clouds_sizes.png").exists()
+
+
+def test_the_test_cloud_is_what_it_says() -> None:
+    clouds = make_clouds(CloudSpec(2000, seed=3, overlap=0.6, noise=0.2, rotation=180.0))
+    paired = clouds.partner >= 0
+    assert paired.mean() == pytest.approx(0.6, abs=1e-3)
+    misses = clouds.map(clouds.fixed[paired]) - clouds.moving[clouds.partner[paired]]
+    # Noise of both clouds, one of them through the map.
+    assert misses.std() == pytest.approx(0.2 * np.sqrt(2), rel=0.05)
+    assert spacing_of(clouds.fixed) == pytest.approx(12, rel=0.05)
+    bumps = np.linalg.norm(clouds.map.bumps(clouds.fixed), axis=1)
+    assert 8 < bumps.max() < 12
+    far = clouds.fixed[:50] + [0.0, 0.0, 700.0]
+    plain = np.exp(-0.5 * (cdist(far, clouds.map.centres) / 150) ** 2) @ clouds.map.amplitudes
+    np.testing.assert_allclose(clouds.map.bumps(far), plain, atol=1e-4)
+    again = make_clouds(clouds.spec)
+    np.testing.assert_array_equal(again.moving, clouds.moving)
 
 
 def test_parameters_runs_small(tmp_path: Path) -> None:

@@ -441,3 +441,19 @@ def test_kernels_equal_their_uncompiled_selves(tmp_path: Path) -> None:
         subprocess.run([sys.executable, "-c", SCRIPT, str(out)], env=environment, check=True)
         results.append(np.load(out))
     np.testing.assert_allclose(results[0], results[1], atol=1e-12)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_moving_cloud_that_is_far_denser(ndim: int, seed: int) -> None:
+    """Beads among the dots of a whole round: nine in ten dots have no partner."""
+    rng = np.random.default_rng(seed)
+    box = np.full(ndim, 2000.0 if ndim == 2 else 500.0)
+    beads = rng.uniform(0, 1, (100, ndim)) * box
+    shift = rng.uniform(-30, 30, ndim)
+    seen = beads[:85] + shift + rng.normal(0, 0.05, (85, ndim))
+    dots = np.concatenate([seen, rng.uniform(0, 1, (1000, ndim)) * box])
+    match = match_spots(beads, dots[rng.permutation(len(dots))])
+    assert match.is_ok
+    assert np.abs(match.transform(beads) - beads - shift).max() < 0.5
+    assert 80 <= len(match.correspondences) <= 92

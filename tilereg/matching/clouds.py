@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tilereg.field import mean_spacing
 from tilereg.transform import Affine, DisplacementField, Transform
 
-__all__ = ["Unit", "canonical_order", "num_distinct", "steps_aside"]
+__all__ = ["Unit", "canonical_order", "crowding", "num_distinct", "steps_aside"]
 
 Floats = NDArray[np.float64]
 
@@ -23,6 +23,8 @@ Floats = NDArray[np.float64]
 # those that are longer than some such steps, or than a share of the longest.
 _ASIDE = 2.5
 _WIDE, _ROUND = 4.0, 0.3
+# Moving spots are denser than fixed ones from this ratio of distances on.
+_CROWDED = 0.7
 
 
 def canonical_order(points: Floats) -> NDArray[np.int64]:
@@ -53,6 +55,15 @@ def steps_aside(cloud: Floats) -> Floats:
     extent = np.ptp(centred @ axes.T, axis=0)
     wide = extent >= min(_WIDE * _ASIDE, _ROUND * float(extent.max()))
     return np.concatenate([_ASIDE * axes[wide], -_ASIDE * axes[wide]])
+
+
+def crowding(moving: Floats) -> float:
+    """Return by how much nearer moving spots lie than fixed ones, at most 1; `moving` in units.
+
+    What is near for a spot without a partner depends on the denser cloud.
+    """
+    nearness = mean_spacing(moving)
+    return nearness if 0.0 < nearness < _CROWDED else 1.0
 
 
 @dataclass(frozen=True)

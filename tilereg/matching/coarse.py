@@ -24,7 +24,7 @@ from scipy.stats import binom
 
 from tilereg.affine import fit_affine, fit_rigid, fit_translation, num_parameters
 from tilereg.matching.cells import CellList
-from tilereg.matching.clouds import steps_aside
+from tilereg.matching.clouds import crowding, steps_aside
 from tilereg.matching.constellations import match_constellations
 from tilereg.sampling import farthest_points
 from tilereg.transform import Affine, Transform
@@ -185,6 +185,7 @@ class _Search:
         self.fixed_tree, self.moving_tree = cKDTree(fixed), cKDTree(moving)
         self.cells = CellList.build(moving, 2.0)
         self.aside = steps_aside(moving)
+        self.near = crowding(moving)
         self.num_tried = 0
         self.num_poses = 1.0
         rows = np.arange(len(fixed))
@@ -198,7 +199,9 @@ class _Search:
         eye = np.eye(self.fixed.shape[1])
         for size in dict.fromkeys(min(s, len(self.fixed)) for s in _BLOCK_SIZES):
             for centre in self.centres[: 1 if size == len(self.fixed) else None]:
-                for _, shift in self._peaks(self._block(centre, size), _BIN, _MOST_BINS):
+                for _, shift in self._peaks(
+                    self._block(centre, size), self.near * _BIN, _MOST_BINS
+                ):
                     yield Candidate(Affine(eye, shift), int(centre), "vote")
 
     def rotation_candidates(self, max_rotation: float) -> Iterator[Candidate]:
@@ -210,7 +213,7 @@ class _Search:
         for rotation in _rotations(ndim, max_rotation):
             for centre in centres:
                 block = self._block(centre, size) @ rotation.T
-                for height, shift in self._peaks(block, 2 * _BIN, _MOST_TURNED_BINS):
+                for height, shift in self._peaks(block, 2 * self.near * _BIN, _MOST_TURNED_BINS):
                     candidate = Candidate(Affine(rotation, shift), int(centre), "rotation")
                     peaks.append((height, candidate))
         peaks.sort(key=lambda entry: -entry[0])
@@ -285,7 +288,7 @@ class _Search:
     def refine(self, points: Floats, affine: Affine) -> tuple[float, Affine]:
         """Fit to nearest neighbours twice; return the evidence and the fitted map."""
         for tolerance in (_TOLERANCES[0], _TOLERANCES[0], _TOLERANCES[1]):
-            pairs = self._pairs(points, affine, tolerance)
+            pairs = self._pairs(points, affine, self.near * tolerance)
             if len(pairs[0]) < 3:
                 return 0.0, affine
             fitted = _fit(*pairs)

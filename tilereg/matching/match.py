@@ -16,7 +16,7 @@ from tilereg.errors import InputError
 from tilereg.field import split_affine
 from tilereg.lattice import Lattice
 from tilereg.matching.cells import CellList
-from tilereg.matching.clouds import Unit, canonical_order, num_distinct, steps_aside
+from tilereg.matching.clouds import Unit, canonical_order, crowding, num_distinct, steps_aside
 from tilereg.matching.coarse import Coarse, find_pose, pose_evidence
 from tilereg.matching.cpd import Drift, drift, local_density
 from tilereg.matching.extension import Extension, extend
@@ -384,11 +384,15 @@ class _Matcher:
         source = self.fitted
         base = affine(source)
         lattice = Lattice.cover(self.low, self.high, prior.spacing)
-        sigma = _WIDE if earlier is None else min(_WIDE, _WIDER * earlier.sigma)
+        near = crowding(self.moving)
+        sigma = _WIDE * near
+        if earlier is not None:
+            sigma = min(sigma, _WIDER * earlier.sigma)
         if start is not None:
             solution = Solution(lattice.interpolate(start), (), 0)
         elif len(source) >= _FEW:
-            votes = count_votes(source, base, CellList.build(self.moving, _VOTE_CELL))
+            cells = CellList.build(self.moving, near * _VOTE_CELL)
+            votes = count_votes(source, base, cells, near)
             coarse = Lattice.cover(self.low, self.high, _VOTING.spacing)
             voted, _ = fit_votes(votes, coarse, _VOTING)
             solution = Solution(lattice.interpolate(coarse.field(voted.coefficients)), (), 0)

@@ -53,7 +53,7 @@ class Votes:
     scores: Floats
 
 
-def count_votes(fixed: Floats, predicted: Floats, moving: CellList) -> Votes:
+def count_votes(fixed: Floats, predicted: Floats, moving: CellList, crowding: float = 1.0) -> Votes:
     """Vote in blocks of spots spread over the cloud; units of the mean spacing.
 
     Parameters
@@ -62,18 +62,20 @@ def count_votes(fixed: Floats, predicted: Floats, moving: CellList) -> Votes:
         Fixed spots and where the pose brings them.
     moving : CellList
         The moving cloud.
+    crowding : float
+        By how much nearer moving spots lie than fixed ones: what is looked at is that much nearer.
     """
     tree = cKDTree(fixed)
-    reach = np.full(fixed.shape[1], _REACH)
+    reach, bin_size = np.full(fixed.shape[1], crowding * _REACH), crowding * _BIN
     centres, shifts, scores = [], [], []
     for size in dict.fromkeys(min(s, len(fixed)) for s in _BLOCK_SIZES):
         num_blocks = int(np.clip(3 * len(fixed) / size, 1, _MOST_BLOCKS))
         picked = _spread(fixed, num_blocks)
         for block in tree.query(fixed[picked], k=size)[1].reshape(num_blocks, size):
-            histogram = moving.vote(predicted[block], -reach, reach, _BIN)
+            histogram = moving.vote(predicted[block], -reach, reach, bin_size)
             shift, score = _peak(gaussian_filter(histogram, _SMOOTHED, truncate=3.0))
             centres.append(fixed[block].mean(axis=0))
-            shifts.append(shift * _BIN - reach)
+            shifts.append(shift * bin_size - reach)
             scores.append(score)
     return Votes(np.array(centres), np.array(shifts), np.array(scores))
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import cho_factor, cho_solve
 from scipy.ndimage import spline_filter1d
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
@@ -17,7 +16,7 @@ from tilereg.blas import one_thread
 from tilereg.errors import InputError
 from tilereg.field import cover, mean_spacing, split_affine
 from tilereg.kriging.choice import BETAS, choose_prior
-from tilereg.kriging.leave_out import FLAT, LeaveOut, without_trend
+from tilereg.kriging.leave_out import FLAT, LeaveOut
 from tilereg.kriging.prior import Deviation, Prior, bent, gaussian_sums
 from tilereg.lattice import Lattice, NormalEquations
 from tilereg.points import check_points
@@ -238,14 +237,12 @@ def _weights(
 
     The weights are multiplied by the deviation there, the other factor of the covariance.
     """
-    rest = without_trend(points)
     size = deviation(points)
+    weights = LeaveOut.of(points, values, prior).product
     system = prior.covariance(cdist(points, points)) * (size[:, None] * size)
-    system[np.diag_indices_from(system)] += prior.noise
-    inner = cho_factor(rest.T @ system @ rest, lower=True, overwrite_a=True)
-    weights = rest @ cho_solve(inner, rest.T @ values)
     design = np.column_stack([points, np.ones(len(points))])
-    trend = np.linalg.lstsq(design, values - system @ weights, rcond=FLAT)[0]
+    left = values - system @ weights - prior.noise * weights
+    trend = np.asarray(np.linalg.lstsq(design, left, rcond=FLAT)[0], dtype=np.float64)
     return trend, size[:, None] * weights
 
 

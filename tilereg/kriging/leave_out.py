@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve, eigh, qr
+from scipy.linalg import eigh, qr
+from scipy.linalg.lapack import dormqr, dpotrf, dpotri
 from scipy.spatial.distance import cdist
 
 from tilereg.kriging.prior import Deviation, Prior
 
-__all__ = ["FLAT", "LeaveOut", "leave_one_out", "residuals_of", "without_trend"]
+__all__ = ["FLAT", "LeaveOut", "Trend", "leave_one_out", "residuals_of"]
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -22,23 +23,56 @@ FLAT = 1e-9
 _NOTHING = 1e-12
 
 
+class Trend:
+    """Affine functions at points, and all that they do not explain.
+
+    Held as Householder reflections, which are applied in a time that grows with the square of
+    the points; a basis of the rest, written out, takes their cube.
+    """
+
+    def __init__(self, points: Floats) -> None:
+        """Decompose the affine functions at (K, D) points."""
+        columns = np.column_stack([points - points.mean(axis=0), np.ones(len(points))])
+        (reflections, scales), triangle, _ = qr(columns, mode="raw", pivoting=True)
+        # Of points in a plane or on a line the trend has fewer columns of its own.
+        size = np.abs(np.diag(triangle))
+        self.rank = int((size > FLAT * size[0]).sum())
+        self._reflections = reflections[:, : self.rank], scales[: self.rank]
+
+    def _turned(self, values: Floats, side: str, *, back: bool) -> Floats:
+        """Multiply by the reflections from a side."""
+        turned, _, info = dormqr(
+            side, "N" if back else "T", *self._reflections, values, 64 * max(values.shape)
+        )
+        if info:
+            raise np.linalg.LinAlgError(f"Reflections were refused: dormqr returned {info}.")
+        return np.asarray(turned)
+
+    def inner(self, matrix: Floats) -> Floats:
+        """Return a symmetric (K, K) matrix in a basis of the rest, (K - rank, K - rank)."""
+        half = self._turned(matrix, "L", back=False)
+        return np.asarray(self._turned(half.T, "L", back=False)[self.rank :, self.rank :])
+
+    def outer(self, columns: Floats) -> Floats:
+        """Return (K - rank, L) columns in a basis of the rest as (K, L) values at the points."""
+        padded = np.zeros((len(columns) + self.rank, columns.shape[1]), order="F")
+        padded[self.rank :] = columns
+        return self._turned(padded, "L", back=True)
+
+
 @dataclass(frozen=True)
 class LeaveOut:
     """Predictions of pairs from the others: Dubrule's matrix ``Q (Q' K Q + noise)^-1 Q'``.
 
     Parameters
     ----------
-    rest, half : (K, L) and (L, K) ndarrays
-        The factors of the matrix.
+    matrix : (K, K) ndarray
     product : (K, D) ndarray
-        Of the matrix and the values.
-    diagonal : (K,) ndarray
+        Of the matrix and the values: the weights of the pairs in the field.
     """
 
-    rest: Floats
-    half: Floats
+    matrix: Floats
     product: Floats
-    diagonal: Floats
 
     @classmethod
     def of(cls, points: Floats, values: Floats, prior: Prior) -> LeaveOut:
@@ -47,25 +81,31 @@ class LeaveOut:
         if math.isfinite(prior.reach):
             deviation = Deviation.of(points, values, prior.reach)(points)
             system *= deviation[:, None] * deviation
-        rest = without_trend(points)
-        inner = rest.T @ system @ rest
+        trend = Trend(points)
+        inner = trend.inner(system)
         inner[np.diag_indices_from(inner)] += prior.noise
-        half = cho_solve(cho_factor(inner, lower=True), rest.T)
-        return cls(rest, half, rest @ (half @ values), np.einsum("ij,ji->i", rest, half))
+        factor, info = dpotrf(inner, lower=1, overwrite_a=1)
+        if info:
+            raise np.linalg.LinAlgError("The covariance is not positive definite.")
+        inverse = dpotri(factor, lower=1, overwrite_c=1)[0]
+        inverse = np.tril(inverse) + np.tril(inverse, -1).T
+        matrix = trend.outer(trend.outer(inverse).T)
+        return cls(matrix, matrix @ values)
 
     def of_values(self, values: Floats) -> LeaveOut:
         """Return the same for other values at the same points."""
-        return replace(self, product=self.rest @ (self.half @ values))
+        return replace(self, product=self.matrix @ values)
 
     def residuals(self) -> Floats:
         """Return by how much all others fail to predict each pair, (K, D)."""
-        return np.asarray(self.product / self.diagonal[:, None])
+        return np.asarray(self.product / np.diag(self.matrix)[:, None])
 
     def residuals_without(self, row: int, at: Rows) -> Floats:
         """Return the same of the pairs `at`, (L, D), where another pair is not known either."""
-        both = self.rest[row] @ self.half[:, at]
-        left = self.product[at] * self.diagonal[row] - both[:, None] * self.product[row]
-        return np.asarray(left / (self.diagonal[at] * self.diagonal[row] - both**2)[:, None])
+        diagonal = np.diag(self.matrix)
+        both = self.matrix[row, at]
+        left = self.product[at] * diagonal[row] - both[:, None] * self.product[row]
+        return np.asarray(left / (diagonal[at] * diagonal[row] - both**2)[:, None])
 
 
 def leave_one_out(points: Floats, values: Floats, prior: Prior) -> Floats:
@@ -102,12 +142,12 @@ def residuals_of(
     deviation : (K,) ndarray, optional
         Of the displacement at the points. Default: the same everywhere.
     """
-    rest = without_trend(points)
+    trend = Trend(points)
     covariance = Prior(beta, 0.0).covariance(cdist(points, points))
     if deviation is not None:
         covariance *= deviation[:, None] * deviation
-    energies, modes = eigh(rest.T @ covariance @ rest, driver="evd", overwrite_a=True)
-    modes = rest @ modes
+    energies, modes = eigh(trend.inner(covariance), driver="evd", overwrite_a=True)
+    modes = trend.outer(modes)
     energies = np.maximum(energies, 0.0)
     inverse = 1.0 / (energies[:, None] + np.asarray(noises))
     weight = np.maximum(modes**2 @ inverse, _NOTHING)
@@ -115,12 +155,3 @@ def residuals_of(
     for amounts in (modes.T @ values).T:
         square += (modes @ (inverse * amounts[:, None])) ** 2
     return np.asarray(np.sqrt(square) / weight)
-
-
-def without_trend(points: Floats) -> Floats:
-    """Return an orthonormal basis (K, K - D - 1) of all that no affine map explains."""
-    trend = np.column_stack([points - points.mean(axis=0), np.ones(len(points))])
-    basis, triangle, _ = qr(trend, mode="full", pivoting=True)
-    # Of points in a plane or on a line the trend has fewer columns of its own.
-    size = np.abs(np.diag(triangle))
-    return np.asarray(basis[:, int((size > FLAT * size[0]).sum()) :])

@@ -131,11 +131,13 @@ def fit_kriging(
     kept = single.copy()
     betas = tuple(b for b in BETAS if _is_held(b, lattice, int(single.sum())))
     with one_thread():
-        found, kept[single], residual[single] = _consistent(points[single], targets[single], betas)
+        found, kept[single], residual[single], weights = _consistent(
+            points[single], targets[single], betas
+        )
         # Wide fields need few nodes, and time grows with them.
         if math.isfinite(found.beta):
             lattice = cover(low, high, max(step, found.beta / _NODES_A_BETA[is_exact]), most)
-        affine, field = _on_lattice(points[kept], targets[kept], found, lattice)
+        affine, field = _on_lattice(points[kept], targets[kept], found, lattice, weights)
     world = Affine(affine.matrix, unit * affine.offset + centre - affine.matrix @ centre)
     scaled = DisplacementField(
         field.coefficients * unit, field.origin * unit + centre, field.spacing * unit
@@ -171,8 +173,11 @@ def _is_held(beta: float, lattice: Lattice, num_pairs: int) -> bool:
 
 def _consistent(
     points: Floats, targets: Floats, betas: tuple[float, ...]
-) -> tuple[Prior, NDArray[np.bool_], Floats]:
-    """Choose a prior, leave out pairs that contradict their neighbours, choose again."""
+) -> tuple[Prior, NDArray[np.bool_], Floats, Floats | None]:
+    """Choose a prior, leave out pairs that contradict their neighbours, choose again.
+
+    Returns the prior, which pairs are kept, their residuals, and their weights if they are known.
+    """
     kept = np.ones(len(points), dtype=bool)
     if not _NEIGHBOURS + points.shape[1] + 1 < len(points) <= _MOST_EXACT:
         prior, errors, rows = choose_prior(points, bent(points, targets), betas)
@@ -180,7 +185,7 @@ def _consistent(
         residual[rows] = errors
         if len(points) > _MOST_EXACT:
             prior = Prior(prior.beta, max(prior.noise, _LEAST_NOISE))
-        return prior, kept, residual
+        return prior, kept, residual, None
     for _ in range(_ROUNDS):
         x, y = points[kept], targets[kept]
         values = bent(x, y)
@@ -191,10 +196,11 @@ def _consistent(
         if not bad.any() or len(x) - bad.sum() < _LEAST_KEPT * len(points):
             break
         kept[np.flatnonzero(kept)[bad]] = False
+    is_last = len(errors) == kept.sum()
     residual = np.empty(len(points))
-    residual[kept] = errors if len(errors) == kept.sum() else errors[~bad]
+    residual[kept] = errors if is_last else errors[~bad]
     residual[~kept] = np.nan
-    return prior, kept, residual
+    return prior, kept, residual, others.product if is_last else None
 
 
 def _misleading(points: Floats, others: LeaveOut, errors: Floats) -> NDArray[np.bool_]:
@@ -214,14 +220,16 @@ def _misleading(points: Floats, others: LeaveOut, errors: Floats) -> NDArray[np.
 
 
 def _on_lattice(
-    points: Floats, targets: Floats, prior: Prior, lattice: Lattice
+    points: Floats, targets: Floats, prior: Prior, lattice: Lattice, weights: Floats | None
 ) -> tuple[Affine, DisplacementField]:
-    """Fit the field of a prior, and hold it on a lattice."""
+    """Fit the field of a prior, and hold it on a lattice; weights of the pairs if known."""
     affine = fit_affine(points, targets, np.ones(len(points)), prior=1e-6)
     values = targets - affine(points)
     if len(points) <= _MOST_EXACT:
         deviation = Deviation.of(points, values, prior.reach)
-        trend, weights = _weights(points, values, prior, deviation)
+        if weights is None:
+            weights = LeaveOut.of(points, values, prior).product
+        trend, weights = _with_trend(points, values, prior, deviation, weights)
         held = _interpolated(points, weights, prior, deviation, lattice)
         return Affine(affine.matrix + trend[:-1].T, affine.offset + trend[-1]), held
     weight = np.full(len(points), 1.0 / prior.noise)
@@ -230,15 +238,14 @@ def _on_lattice(
     return affine, lattice.field(solution.coefficients)
 
 
-def _weights(
-    points: Floats, values: Floats, prior: Prior, deviation: Deviation
+def _with_trend(
+    points: Floats, values: Floats, prior: Prior, deviation: Deviation, weights: Floats
 ) -> tuple[Floats, Floats]:
-    """Return the affine trend (D + 1, D) of values, and the points' weights in the covariance.
+    """Return the affine trend (D + 1, D) of values beside the points' weights.
 
-    The weights are multiplied by the deviation there, the other factor of the covariance.
+    And the weights multiplied by the deviation there, the other factor of the covariance.
     """
     size = deviation(points)
-    weights = LeaveOut.of(points, values, prior).product
     system = prior.covariance(cdist(points, points)) * (size[:, None] * size)
     design = np.column_stack([points, np.ones(len(points))])
     left = values - system @ weights - prior.noise * weights

@@ -44,7 +44,7 @@ HARDER: dict[str, dict[str, Any]] = {
 HARDER_SIZE = 10_000
 
 # Seconds of these methods grow with the square of the spots or faster.
-_MOST_SPOTS = {"pycpd": 2000, "probreg": 5000, "biocpd": 100_000}
+_MOST_SPOTS = {"pycpd": 2000, "probreg": 2000, "biocpd": 100_000}
 # From so many spots on a run takes minutes.
 _MANY = {"tilereg": 1_000_000, "biocpd": 100_000}
 _TIME_LIMIT = 1800.0

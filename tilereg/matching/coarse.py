@@ -26,6 +26,7 @@ from tilereg.affine import fit_affine, fit_rigid, fit_translation, num_parameter
 from tilereg.matching.cells import CellList
 from tilereg.matching.clouds import crowding, steps_aside
 from tilereg.matching.constellations import match_constellations
+from tilereg.matching.turns import followed
 from tilereg.sampling import farthest_points
 from tilereg.transform import Affine, Transform
 
@@ -52,6 +53,8 @@ _MOST_FIXED_SAMPLED = 20_000
 # Log10 of the chance that a pose found among all that were tried is an accident.
 _CLEAR = -12.0
 _ENOUGH = -7.0
+# Clouds of so few spots are looked at as a whole, unless a pose is this certain, a spot.
+_SMALL, _CLEAR_A_SPOT, _NUM_FOLLOWED = 600, -0.3, 3000
 _PARTIAL = 0.1
 # A map that stretches or shrinks an axis by more is no pose: fitted to nearest neighbours, the
 # matrix of a wrong one collapses onto a plane of spots.
@@ -133,13 +136,19 @@ def find_pose(fixed: Floats, moving: Floats, *, max_rotation: float = 180.0) -> 
     """
     search = _Search(fixed, moving)
     best = Coarse(Affine.identity(fixed.shape[1]), 0.0, "none", 0)
+    is_small = len(fixed) <= _SMALL
+    # Shapes of small clouds that are alike bring many spots near to others, in wrong poses too.
+    clear = min(_CLEAR, _CLEAR_A_SPOT * len(fixed)) if is_small else _CLEAR
     for group in _candidate_groups(search, max_rotation):
         for candidate in group:
             best = search.better(best, candidate)
-            if best.evidence < _CLEAR and best.coverage == 1:
+            if best.evidence < clear and best.coverage == 1:
                 return search.polish(best)
-        if best.evidence < _CLEAR and best.coverage > _PARTIAL:
+        if best.evidence < clear and best.coverage > _PARTIAL:
             return best
+    if is_small and max_rotation > 0:
+        for affine in followed(fixed, moving, max_rotation):
+            best = search.closer(best, affine)
     return search.polish(best)
 
 
@@ -262,6 +271,15 @@ class _Search:
             return grown
         if grown.evidence < best.evidence and not best.is_found:
             return grown
+        return replace(best, num_tried=self.num_tried)
+
+    def closer(self, best: Coarse, affine: Affine) -> Coarse:
+        """Judge a map of the whole cloud and return it if it beats the best so far."""
+        self.num_tried += 1
+        evidence, fitted = self.refine(self.fixed, affine)
+        evidence += math.log10(self.num_poses + _NUM_FOLLOWED)
+        if evidence < best.evidence:
+            return Coarse(fitted, evidence, "rotation", self.num_tried, 1.0)
         return replace(best, num_tried=self.num_tried)
 
     def grow(self, candidate: Candidate) -> tuple[Affine, float, float]:

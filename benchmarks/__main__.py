@@ -9,6 +9,8 @@
     demo        five synthetic pairs through the whole pipeline
     easifish    the EASI-FISH pair below --data
     merfish     seven MERFISH rounds below --data
+    seqfish     41 seqFISH+ hybridisations below --data, dots alone
+    embryos     cells of four embryos below --data, in any pose
 
 Writes NAME.json, NAME.md and NAME_*.png into --output. A run that is stopped goes on where it
 was: single results are kept in OUTPUT/cache.
@@ -27,7 +29,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from benchmarks.results_files import Options
 
-NAMES = ("seed", "hard", "parameters", "clouds", "scale", "peers", "demo", "easifish", "merfish")
+NAMES = (
+    "seed",
+    "hard",
+    "parameters",
+    "clouds",
+    "scale",
+    "peers",
+    "demo",
+    "easifish",
+    "merfish",
+    "seqfish",
+    "embryos",
+)
 
 
 def parse(arguments: list[str] | None = None) -> tuple[str, Options]:

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import embryos, seqfish
+from benchmarks.results_files import Options
 from tilereg import Settings, Transform, register
 from tilereg.io.ome_zarr import open_image
 from tilereg.metrics import ncc
@@ -54,3 +56,15 @@ def test_drift_of_merfish_rounds(data_folder: Path, tmp_path: Path, number: int)
         drift.append((run.transform(centre) - centre)[0] / 0.108)
     assert np.linalg.norm(drift[0]) > 2
     assert np.linalg.norm(drift[0] - drift[1]) < 0.5
+
+
+def test_dots_of_hybridisations_against_beads(data_folder: Path) -> None:
+    figures = seqfish.run(Options(data=data_folder))
+    assert figures["found"] == 41
+    assert figures["close"] >= 39
+
+
+def test_cells_of_embryos_find_their_namesakes(data_folder: Path) -> None:
+    figures = embryos.run(Options(data=data_folder))
+    assert {row["status"] for row in figures["pairs"]} == {"ok"}
+    assert min(row["right"] for row in figures["pairs"]) > 0.88

@@ -73,9 +73,7 @@ def run(options: Options) -> dict[str, Any]:
                 "shared": len(shared),
                 "status": match.status,
                 "pairs": len(match.correspondences),
-                "right": float(
-                    np.mean([paired.get(r) == p for r, p in zip(shared, partner, strict=True)])
-                ),
+                "right": float(np.mean(is_right)),
                 "nearest_right": float((nearest == partner).mean()),
                 "cpu_seconds": cost.cpu_seconds,
             }

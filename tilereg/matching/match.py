@@ -39,8 +39,9 @@ FIELDS = ("auto", "coherent", "kriging")
 # With a low share of outliers to start from, spots without a partner pull the field to wrong ones;
 # a high one is found to be too high in the first iterations.
 _MANY_OUTLIERS = 0.9
-# Where sigma starts, in spacings and in those of an earlier drift.
-_WIDE, _WIDER = 0.33, 2.5
+# Where sigma starts, in spacings; after an earlier drift nearer, but never below the second, and
+# not below so many of its own.
+_WIDE, _AGAIN, _WIDER = 0.33, 0.2, 2.5
 _FEWEST = 4
 _FEW = 60
 _FIRST = Coherent(16.0, 0.1)
@@ -387,7 +388,7 @@ class _Matcher:
         near = crowding(self.moving)
         sigma = _WIDE * near
         if earlier is not None:
-            sigma = min(sigma, _WIDER * earlier.sigma)
+            sigma = min(sigma, max(_AGAIN * near, _WIDER * earlier.sigma))
         if start is not None:
             solution = Solution(lattice.interpolate(start), (), 0)
         elif len(source) >= _FEW:

@@ -18,6 +18,7 @@ from benchmarks.cases import Floats, Stopwatch
 from benchmarks.memory import peak_memory, reset_peak
 from benchmarks.methods.drift import fit_biocpd, fit_probreg, fit_pycpd
 from benchmarks.methods.scene import Unavailable
+from benchmarks.spot_clouds import CloudSpec, make_clouds
 from tilereg.matching import match_spots
 from tilereg.transform import Transform
 
@@ -26,7 +27,7 @@ Answer = tuple[Floats | Transform, dict[str, Any]]
 # For these clouds: of widths of 75 to 400 voxels, weights of 0.1 to 100 and outlier shares of 0.1
 # to 0.6 those with the least error of biocpd at 2,000 and 10,000 spots together.
 _WIDTH, _ALPHA, _W = 300.0, 30.0, 0.3
-_WARM_UP = 300
+_WARM_UP = 1500
 
 
 def tilereg(fixed: Floats, _aligned: Floats, moving: Floats) -> Answer:
@@ -71,7 +72,8 @@ def main() -> None:
     clouds = job["fixed"], job["aligned"], job["moving"]
     method, answer = METHODS[sys.argv[2]], Path(sys.argv[3])
     try:
-        method(*(cloud[:_WARM_UP] for cloud in clouds))
+        small = make_clouds(CloudSpec(_WARM_UP))
+        method(small.fixed, small.map.affine(small.fixed), small.moving)
     except Unavailable as error:
         np.savez(answer, unavailable=str(error))
         return

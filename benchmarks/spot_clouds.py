@@ -135,7 +135,7 @@ def make_clouds(spec: CloudSpec) -> SpotClouds:
     order, other = rng.permutation(spec.count), rng.permutation(spec.count)
     row_of = np.empty(spec.count, dtype=np.int64)
     row_of[other] = np.arange(spec.count)
-    partner = np.where(order < paired, row_of[np.minimum(order, spec.count - 1)], -1)
+    partner = np.where(order < paired, row_of[order], -1)
     return SpotClouds(spec, fixed[order], moving[other], partner, map_)
 
 

@@ -21,10 +21,10 @@ from tilereg.errors import InputError
 from tilereg.matching import Match, match_spots
 from tilereg.matching import match as match_module
 from tilereg.matching.cells import CellList
-from tilereg.matching.clouds import Unit, canonical_order, num_distinct, steps_aside
+from tilereg.matching.clouds import Unit, canonical_order, crowding, num_distinct, steps_aside
 from tilereg.matching.coarse import find_pose
 from tilereg.matching.constellations import match_constellations
-from tilereg.matching.selection import select_model
+from tilereg.matching.selection import _blocks, select_model
 from tilereg.matching.votes import count_votes
 from tilereg.transform import Affine
 
@@ -457,3 +457,47 @@ def test_a_moving_cloud_that_is_far_denser(ndim: int, seed: int) -> None:
     assert match.is_ok
     assert np.abs(match.transform(beads) - beads - shift).max() < 0.5
     assert 80 <= len(match.correspondences) <= 92
+
+
+def test_spots_that_are_found_twice_are_not_a_denser_cloud() -> None:
+    rng = np.random.default_rng(3)
+    fixed = rng.uniform(0, 100, (400, 3))
+    twice = np.concatenate([fixed, fixed + 0.01]) + [3.0, 0.0, -5.0]
+    assert crowding(fixed, twice) == 1.0
+    assert crowding(fixed, rng.uniform(0, 100, (8000, 3))) < 0.5
+    assert crowding(fixed, fixed[:5]) == 1.0
+    assert match_spots(fixed, twice).is_ok
+
+
+def test_thousands_of_spots_at_a_few_places() -> None:
+    rng = np.random.default_rng(0)
+    places = rng.uniform(0, 40, (40, 3))
+    fixed = places[rng.integers(0, 40, 6000)]
+    match = match_spots(fixed, fixed + [3.0, 1.0, 2.0])
+    assert match.is_ok
+    assert np.abs(match.transform(fixed) - fixed - [3.0, 1.0, 2.0]).max() < 0.01
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_a_drift_follows_a_wide_bend_to_the_noise(ndim: int) -> None:
+    """The solver of the field must not be the largest error."""
+    rng = np.random.default_rng(0)
+    fixed = rng.uniform(0, 5 * 300 ** (1 / ndim), (300, ndim))
+    bend = 10.0 * np.sin(2 * np.pi * fixed / 400 + 1)
+    noise = 0.01
+    moving = fixed + bend + rng.normal(0, noise, fixed.shape)
+    match = match_spots(fixed, moving, field="coherent")
+    assert match.residual_sigma < 2 * noise
+    error = np.linalg.norm(match.transform(fixed) - fixed - bend, axis=1)
+    assert np.median(error) < 2 * noise
+
+
+def test_many_pairs_are_judged_in_parts_of_the_whole() -> None:
+    """Bent in the middle alone: blocks must lie there, too."""
+    points = np.random.default_rng(1).uniform(0, 1, (90_000, 2)) * 300
+    blocks = _blocks(points)
+    assert sum(len(rows) for rows in blocks) <= 60_000
+    centres = np.array([points[rows].mean(axis=0) for rows in blocks])
+    assert (np.abs(centres - 150).max(axis=1) < 100).sum() >= 2
+    widths = [np.ptp(points[rows], axis=0).max() for rows in blocks]
+    assert max(widths) < 150

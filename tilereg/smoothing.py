@@ -112,7 +112,7 @@ class Coherent:
             # The affine basis is orthonormal at the data: right[1] is the affine fit itself.
             plain = (np.zeros_like(right[0]), right[1])
             rest = [r - p for r, p in zip(right, operator(plain), strict=True)]
-            goal = tolerance**2 * _dot(rest, precondition(tuple(rest)))
+            goal = tolerance**2 * _dot(rest, rest)
             state: tuple[Floats, ...] = plain
             if start is not None and [s.shape for s in start.state] == [right[0].shape]:
                 # What the earlier solution has of affine maps, in the basis of these data.
@@ -226,7 +226,7 @@ def _conjugate_gradients(
 ) -> tuple[tuple[Floats, ...], int]:
     """Solve a positive definite system for every component, the first axis, at once.
 
-    Until the residual's square in the metric of the preconditioner is below the goal.
+    Until the square of the residual is below the goal.
     """
     x = [s.copy() for s in state]
     residual = tuple(r - p for r, p in zip(right, operator(tuple(x)), strict=True))
@@ -234,7 +234,7 @@ def _conjugate_gradients(
     direction = tuple(b.copy() for b in better)
     energy = _dot(residual, better)
     count = 0
-    while count < max_iterations and (energy > goal).any():
+    while count < max_iterations and (_dot(residual, residual) > goal).any():
         product = operator(direction)
         curvature = _dot(direction, product)
         step = np.divide(energy, curvature, out=np.zeros_like(energy), where=curvature > 0)
@@ -275,8 +275,8 @@ def _apply(sides: Sequence[Floats], values: Floats) -> Floats:
 def _modes(lattice: Lattice, beta: float) -> tuple[tuple[Floats, ...], Floats]:
     """Return the filters in their eigenvectors, (n_d, m_d) each, and the energies (m0, m1, m2).
 
-    The energy of a mode is its mean square over the lattice. Modes that are next to nothing
-    there, beyond its ends for example, are left out.
+    The energy of a mode is the integral of its square over the lattice. Modes that are next to
+    nothing there, beyond its ends for example, are left out.
     """
     _, spacing, nodes = lattice.embedded()
     sides, energies = [], []
@@ -288,9 +288,9 @@ def _modes(lattice: Lattice, beta: float) -> tuple[tuple[Floats, ...], Floats]:
             mass[rows, rows + offset] = bands[rows, offset + 3]
         with one_thread():
             energy, vectors = eigh(side.T @ mass @ side, driver="evd")
-        kept = energy > _NO_ENERGY * energy.max()
-        sides.append(np.ascontiguousarray(side @ vectors[:, kept]))
-        energies.append(energy[kept])
+            kept = energy > _NO_ENERGY * energy.max()
+            sides.append(np.ascontiguousarray(side @ vectors[:, kept]))
+            energies.append(energy[kept])
     return tuple(sides), np.asarray(np.einsum("i,j,k->ijk", *energies))
 
 

@@ -118,6 +118,8 @@ class _Search:
 
     def climb(self, reach: float, deviation: Floats) -> None:
         """Look at the widths next to the best as long as they are better."""
+        if not any(its == reach and math.isfinite(beta) for its, beta in self._found):
+            return
         known = 0
         while len(self._found) > known:
             known = len(self._found)

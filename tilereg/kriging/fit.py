@@ -39,6 +39,8 @@ _ROUNDS = 6
 _LEAST_KEPT = 0.8
 # Distance of the nodes in mean spacings, and how many there may be.
 _NODE_STEP, _COARSE_STEP = 0.5, 2.0
+# Nodes that are nearer than this hold fields whose size differs from place to place.
+_LOCAL_STEP = 1.0
 # Nodes in the width of a Gaussian covariance, fitted on the lattice and evaluated at its nodes.
 _NODES_A_BETA = (2.6, 5.0)
 _MOST_NODES, _FEWEST_NODES = 60_000, 3000
@@ -131,12 +133,15 @@ def fit_kriging(
     kept = single.copy()
     betas = tuple(b for b in BETAS if _is_held(b, lattice, int(single.sum())))
     with one_thread():
+        # Where the nodes are far apart they cannot follow sizes that differ nearby.
+        is_local = max(lattice.spacing) <= _LOCAL_STEP
         found, kept[single], residual[single], weights = _consistent(
-            points[single], targets[single], betas
+            points[single], targets[single], betas, is_local=is_local
         )
         # Wide fields need few nodes, and time grows with them.
         if math.isfinite(found.beta):
-            lattice = cover(low, high, max(step, found.beta / _NODES_A_BETA[is_exact]), most)
+            width = min(found.beta, found.reach)
+            lattice = cover(low, high, max(step, width / _NODES_A_BETA[is_exact]), most)
         affine, field = _on_lattice(points[kept], targets[kept], found, lattice, weights)
     world = Affine(affine.matrix, unit * affine.offset + centre - affine.matrix @ centre)
     scaled = DisplacementField(
@@ -172,7 +177,7 @@ def _is_held(beta: float, lattice: Lattice, num_pairs: int) -> bool:
 
 
 def _consistent(
-    points: Floats, targets: Floats, betas: tuple[float, ...]
+    points: Floats, targets: Floats, betas: tuple[float, ...], *, is_local: bool
 ) -> tuple[Prior, NDArray[np.bool_], Floats, Floats | None]:
     """Choose a prior, leave out pairs that contradict their neighbours, choose again.
 
@@ -189,7 +194,7 @@ def _consistent(
     for _ in range(_ROUNDS):
         x, y = points[kept], targets[kept]
         values = bent(x, y)
-        prior = choose_prior(x, values, betas, is_local=True)[0]
+        prior = choose_prior(x, values, betas, is_local=is_local)[0]
         others = LeaveOut.of(x, values, prior)
         errors = np.linalg.norm(others.residuals(), axis=1)
         bad = _misleading(x, others, errors)

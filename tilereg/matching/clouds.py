@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from tilereg.field import mean_spacing
 from tilereg.transform import Affine, DisplacementField, Transform
@@ -23,8 +24,9 @@ Floats = NDArray[np.float64]
 # those that are longer than some such steps, or than a share of the longest.
 _ASIDE = 2.5
 _WIDE, _ROUND = 4.0, 0.3
-# Moving spots are denser than fixed ones from this ratio of distances on.
-_CROWDED = 0.7
+# Moving spots are denser than fixed ones from this ratio of distances on, and at most by this:
+# of the sixth neighbours, of some spots.
+_CROWDED, _MOST_CROWDED, _CROWD, _LOOKED_AT = 0.7, 0.2, 6, 2000
 
 
 def canonical_order(points: Floats) -> NDArray[np.int64]:
@@ -57,13 +59,26 @@ def steps_aside(cloud: Floats) -> Floats:
     return np.concatenate([_ASIDE * axes[wide], -_ASIDE * axes[wide]])
 
 
-def crowding(moving: Floats) -> float:
-    """Return by how much nearer moving spots lie than fixed ones, at most 1; `moving` in units.
+def crowding(fixed: Floats, moving: Floats) -> float:
+    """Return by how much nearer moving spots lie than fixed ones: 1 unless they clearly do.
 
-    What is near for a spot without a partner depends on the denser cloud.
+    What is near for a spot without a partner depends on the denser cloud. Of neighbours further
+    on: spots that were found twice have one next to them in any cloud.
     """
-    nearness = mean_spacing(moving)
-    return nearness if 0.0 < nearness < _CROWDED else 1.0
+    count = min(_CROWD, len(fixed) - 1, len(moving) - 1)
+    if count < _CROWD:
+        return 1.0
+    ours, theirs = (
+        float(np.median(cKDTree(cloud).query(_some(cloud), k=[count + 1])[0]))
+        for cloud in (fixed, moving)
+    )
+    ratio = theirs / ours if ours > 0 else 1.0
+    return max(ratio, _MOST_CROWDED) if ratio < _CROWDED else 1.0
+
+
+def _some(cloud: Floats) -> Floats:
+    """Return points spread over a cloud."""
+    return cloud[:: -(-len(cloud) // _LOOKED_AT)]
 
 
 @dataclass(frozen=True)

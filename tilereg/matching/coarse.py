@@ -194,7 +194,7 @@ class _Search:
         self.fixed_tree, self.moving_tree = cKDTree(fixed), cKDTree(moving)
         self.cells = CellList.build(moving, 2.0)
         self.aside = steps_aside(moving)
-        self.near = crowding(moving)
+        self.near = crowding(fixed, moving)
         self.num_tried = 0
         self.num_poses = 1.0
         rows = np.arange(len(fixed))

@@ -87,7 +87,7 @@ def local_density(points: Floats) -> Floats:
     if count < 1:
         return np.ones(len(points))
     radius = cKDTree(points).query(points, k=count + 1)[0][:, -1]
-    radius = np.maximum(radius, 1e-3 * max(float(radius.max()), 1e-300))
+    radius = np.maximum(radius, 1e-3 * max(float(radius.max()), 1e-6))
     ball = math.pi if ndim == 2 else 4 / 3 * math.pi
     return np.asarray(count / (ball * radius**ndim))
 
@@ -152,7 +152,7 @@ def drift(
         if not weights.any():
             break
         equations = NormalEquations.assemble(lattice, source, weights, partner - base)
-        tolerance = 1e-2 if not last_steps else 1e-3
+        tolerance = 1e-3 if not last_steps else 1e-4
         solution = prior.solve(equations, start=solution, tolerance=tolerance)
         following = base + lattice.field(solution.coefficients)(source)
         # sum p |y - T'|^2 = sum p |y - T|^2 + P1 (|m - T'|^2 - |m - T|^2), m the mean partner.

@@ -35,7 +35,7 @@ _FEWEST, _LEAST_SHARE = 4, 0.01
 # a region where a share of what is usual around pairs is matched. So many around tell: of
 # fewer, the share is low by chance too often.
 _MANY, _HOLE, _AROUND = 1500, 0.8, 64
-_SAMPLED = 200
+_SAMPLED, _LEAST_RADIUS = 200, 1.0
 # The rim: what has some pairs within so many of the distances that are usual between pairs.
 _RIM_PAIRS, _RIM = 3, 2.2
 # Reach of a prediction in spacings: at least, at most, and in errors of its neighbours' ones.
@@ -219,7 +219,9 @@ class _Scene:
         """Return the share of the spots around each of some that have a partner."""
         some = rows[:: -(-len(rows) // _SAMPLED)]
         count = min(_AROUND, len(self.fixed))
-        radius = float(np.median(cKDTree(self.fixed).query(self.fixed[some], k=[count])[0]))
+        far = cKDTree(self.fixed).query(self.fixed[some], k=[count])[0]
+        # Many may lie at one place.
+        radius = max(float(np.median(far)), _LEAST_RADIUS)
         have, all_ = (
             CellList.build(cloud, radius / 2).count_within(self.fixed[rows], radius)
             for cloud in (self.fixed[known], self.fixed)

@@ -14,7 +14,7 @@ from scipy.stats import binom
 
 from tilereg.errors import InputError
 from tilereg.field import split_affine
-from tilereg.lattice import Lattice
+from tilereg.lattice import Lattice, NormalEquations
 from tilereg.matching.cells import CellList
 from tilereg.matching.clouds import Unit, canonical_order, crowding, num_distinct, steps_aside
 from tilereg.matching.coarse import Coarse, find_pose, pose_evidence
@@ -26,7 +26,7 @@ from tilereg.matching.result import Match, correspondences, in_rows, nothing
 from tilereg.matching.selection import SIMPLE_MODELS, Selection, fit_simple, select_model
 from tilereg.matching.votes import count_votes, fit_votes
 from tilereg.points import Spots, check_points
-from tilereg.smoothing import Coherent, Solution
+from tilereg.smoothing import Coherent
 from tilereg.transform import Affine, DisplacementField, Transform
 
 __all__ = ["FIELDS", "METHODS", "match_spots"]
@@ -42,6 +42,8 @@ _MANY_OUTLIERS = 0.9
 # Where sigma starts, in spacings; after an earlier drift nearer, but never below the second, and
 # not below so many of its own.
 _WIDE, _AGAIN, _WIDER = 0.33, 0.2, 2.5
+# How closely a drift's first field follows what it starts from, in spacings.
+_START_NOISE = 0.01
 _FEWEST = 4
 _FEW = 60
 _FIRST = Coherent(16.0, 0.1)
@@ -289,6 +291,8 @@ class _Matcher:
         if chosen.model == "field":
             start = lattice.field(first.solution.coefficients)
             result, lattice = self._drift(pose.affine, chosen.prior, start, first)
+            if not result.steps:
+                result, lattice = self._drift(pose.affine, chosen.prior, start)
             raw = lattice.field(result.solution.coefficients)
             map_ = Transform(*split_affine(pose.affine, raw, self.fitted))
         else:
@@ -385,20 +389,22 @@ class _Matcher:
         source = self.fitted
         base = affine(source)
         lattice = Lattice.cover(self.low, self.high, prior.spacing)
-        near = crowding(self.moving)
+        near = crowding(self.fixed, self.moving)
         sigma = _WIDE * near
         if earlier is not None:
             sigma = min(sigma, max(_AGAIN * near, _WIDER * earlier.sigma))
-        if start is not None:
-            solution = Solution(lattice.interpolate(start), (), 0)
-        elif len(source) >= _FEW:
+        if start is None and len(source) >= _FEW:
             cells = CellList.build(self.moving, near * _VOTE_CELL)
             votes = count_votes(source, base, cells, near)
             coarse = Lattice.cover(self.low, self.high, _VOTING.spacing)
             voted, _ = fit_votes(votes, coarse, _VOTING)
-            solution = Solution(lattice.interpolate(coarse.field(voted.coefficients)), (), 0)
-        else:
-            solution = None
+            start = coarse.field(voted.coefficients)
+        solution = None
+        if start is not None:
+            # Fitted at the spots: between lattices the ends of a field are not the same.
+            weights = np.full(len(source), 1 / _START_NOISE**2)
+            equations = NormalEquations.assemble(lattice, source, weights, start(source))
+            solution = prior.solve(equations, tolerance=1e-3)
         found = drift(
             source,
             base,

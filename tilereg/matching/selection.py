@@ -19,7 +19,6 @@ from tilereg.affine import fit_affine, fit_rigid, fit_translation
 from tilereg.blas import one_thread
 from tilereg.kriging import residuals_of, sampled
 from tilereg.lattice import Lattice, NormalEquations
-from tilereg.sampling import farthest_points
 from tilereg.smoothing import Coherent
 from tilereg.transform import Affine
 
@@ -41,8 +40,8 @@ _TRUNCATION = 4.0
 _SIMPLE_GAIN = 0.98
 # Losses that differ by less, in spacings, differ by rounding.
 _ROUNDING = 1e-9
-# Of more pairs than these some blocks are looked at, around points far apart.
-_MOST_PAIRS, _BLOCKS, _CANDIDATES = 60_000, 4, 2000
+# Of more pairs than these some blocks are looked at.
+_MOST_PAIRS, _BLOCKS = 60_000, 12
 
 
 @dataclass(frozen=True)
@@ -91,10 +90,10 @@ def select_model(
     """
     rows = np.random.default_rng(0).permutation(len(source))
     source, base, target = source[rows], base[rows], target[rows]
-    folds = list(_folds(len(source)))
     losses: dict[str, float] = {}
     best, chosen = np.inf, ("translation", Coherent(_BETAS[0], _VARIANCES[0]))
     if len(source) < _MANY_PAIRS and beta is None:
+        folds = list(_folds(len(source)))
         for model in SIMPLE_MODELS:
             if len(source) < _FEWEST_PAIRS[model] * source.shape[1]:
                 continue
@@ -146,7 +145,7 @@ def _field_losses(
         def loss_of(prior: Coherent) -> float:
             if prior not in tried:
                 # A width that was asked for is taken.
-                is_out = len(betas) > 1 and _is_too_fine(blocks[0][0], prior.beta)
+                is_out = len(betas) > 1 and any(_is_too_fine(x, prior.beta) for x, _ in blocks)
                 tried[prior] = np.inf if is_out else _field_loss(prior, blocks, sigma)
             return tried[prior]
 
@@ -213,9 +212,8 @@ def _blocks(points: Floats) -> list[NDArray[np.int64]]:
     """
     if len(points) <= _MOST_PAIRS:
         return [np.arange(len(points))]
-    some = np.arange(0, len(points), len(points) // _CANDIDATES)
-    centres = points[some[farthest_points(points[some], _BLOCKS)]]
-    near = cKDTree(points).query(centres, k=_MOST_PAIRS // _BLOCKS)[1]
+    # The points are shuffled: the first are spread over the cloud as all are.
+    near = cKDTree(points).query(points[:_BLOCKS], k=_MOST_PAIRS // _BLOCKS)[1]
     return [np.sort(rows) for rows in near]
 
 

@@ -34,7 +34,7 @@ def test_stencil_is_the_dense_matrix(ndim: int) -> None:
     dense = basis.T @ (weights[:, None] * (basis @ vector))
     shape = equations.right.shape
     np.testing.assert_allclose(
-        equations.multiply(vector.reshape(shape)).reshape(-1, ndim), dense, atol=1e-9
+        equations.product(vector.T.reshape(ndim, *shape[:3])).reshape(ndim, -1).T, dense, atol=1e-9
     )
     right = basis.T @ (weights[:, None] * values)
     np.testing.assert_allclose(equations.right.reshape(-1, ndim), right, atol=1e-9)

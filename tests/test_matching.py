@@ -501,3 +501,16 @@ def test_many_pairs_are_judged_in_parts_of_the_whole() -> None:
     assert (np.abs(centres - 150).max(axis=1) < 100).sum() >= 2
     widths = [np.ptp(points[rows], axis=0).max() for rows in blocks]
     assert max(widths) < 150
+
+
+def test_a_second_drift_starts_where_the_first_has_ended() -> None:
+    """On another lattice: a start that is off by half a spacing found nothing."""
+    rng = np.random.default_rng(0)
+    fixed = rng.uniform(0, 5 * 300 ** (1 / 3), (300, 3))
+    bend = 8.0 * np.sin(2 * np.pi * fixed / 200 + 1)
+    moving = fixed + bend + rng.normal(0, 0.0135, fixed.shape)
+    match = match_spots(fixed, moving)
+    assert match.is_ok
+    assert all(match.details["iterations"])
+    error = np.linalg.norm(match.transform(fixed) - fixed - bend, axis=1) / match.spacing
+    assert np.median(error) < 0.01

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import spline_filter1d
 
 from tilereg.kernels import lattice as kernels
 from tilereg.transform import DisplacementField, embed
@@ -88,19 +87,6 @@ class Lattice:
             rank = rank * (last + 1) + np.clip(cell, min(1, last - 1), last).astype(np.int64)
         return np.argsort(rank, kind="stable")
 
-    def interpolate(self, field: DisplacementField) -> Floats:
-        """Return coefficients that make a field on this lattice equal `field` at the nodes."""
-        axes = [
-            o + s * np.arange(n)
-            for o, s, n in zip(self.origin, self.spacing, self.nodes, strict=True)
-        ]
-        nodes = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, self.ndim)
-        values = field(nodes).reshape(*self.nodes, self.ndim)
-        for axis, num_nodes in enumerate(self.nodes):
-            if num_nodes > 1:
-                values = spline_filter1d(values, 3, axis=axis, mode="mirror")
-        return np.ascontiguousarray(values)
-
 
 @dataclass(frozen=True, eq=False)
 class NormalEquations:
@@ -148,8 +134,3 @@ class NormalEquations:
         out = np.empty_like(vector)
         kernels.multiply_planes(self.diagonals.reshape(7, 7, 7, -1), nodes, vector, out)
         return out.reshape(coefficients.shape)
-
-    def multiply(self, coefficients: Floats) -> Floats:
-        """Return ``B' W B c`` for (n0, n1, n2, D) coefficients."""
-        out = self.product(np.moveaxis(coefficients, -1, 0))
-        return np.ascontiguousarray(np.moveaxis(out, 0, -1))

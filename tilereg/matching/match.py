@@ -221,6 +221,11 @@ class _Matcher:
         return local_density(self.moving)
 
     @cached_property
+    def crowding(self) -> float:
+        """By how much nearer moving spots lie than fixed ones."""
+        return crowding(self.fixed, self.moving)
+
+    @cached_property
     def fitted(self) -> Floats:
         """The fixed spots that may enter the fit."""
         return self.fixed[~self.held]
@@ -389,7 +394,7 @@ class _Matcher:
         source = self.fitted
         base = affine(source)
         lattice = Lattice.cover(self.low, self.high, prior.spacing)
-        near = crowding(self.fixed, self.moving)
+        near = self.crowding
         sigma = _WIDE * near
         if earlier is not None:
             sigma = min(sigma, max(_AGAIN * near, _WIDER * earlier.sigma))

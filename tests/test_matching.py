@@ -19,6 +19,7 @@ from scipy.spatial.transform import Rotation
 
 from tilereg.errors import InputError
 from tilereg.matching import Match, match_spots
+from tilereg.matching import cpd as cpd_module
 from tilereg.matching import match as match_module
 from tilereg.matching.cells import CellList
 from tilereg.matching.clouds import Unit, canonical_order, crowding, num_distinct, steps_aside
@@ -280,14 +281,17 @@ def test_the_field_is_better_than_a_hundredth_of_the_spacing() -> None:
 
 def test_held_out_spots_never_enter_a_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Floats] = []
-    for name in ("find_pose", "count_votes", "drift", "select_model"):
-        plain = getattr(match_module, name)
+    places = {"find_pose": match_module} | dict.fromkeys(
+        ("count_votes", "drift", "select_model"), cpd_module
+    )
+    for name, module in places.items():
+        plain = getattr(module, name)
 
         def spy(source: Floats, *args: Any, plain: Any = plain, **options: Any) -> Any:
             seen.append(source)
             return plain(source, *args, **options)
 
-        monkeypatch.setattr(match_module, name, spy)
+        monkeypatch.setattr(module, name, spy)
     pair = make_pair(400)
     match = match_spots(pair.fixed, pair.moving)
     pairs = match.correspondences

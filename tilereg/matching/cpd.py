@@ -1,175 +1,186 @@
-"""Coherent Point Drift over all spots, with truncated sums and a field on a lattice.
+"""The engine `cpd`: drift, model, drift again, extension, kriging.
 
-The mixture, the outlier term and the updates are those of Myronenko & Song (2010), "Point set
-registration: Coherent Point Drift". Their letters here:
-
-====  =======================================================================================
-X     source: the fixed spots, (M, D);  T(X) their places in the moving world
-Y     target: the moving spots, (N, D)
-P     posterior p_mn that target n belongs to source m; P1 its sums over n
-w     share of outliers;  s the mixture's standard deviation sigma
-====  =======================================================================================
-
-What differs is how sums and the field are held. Pairs farther apart than 3.5 s are never formed,
-so a step costs O(M + N). The field is a cubic B-spline lattice with the paper's Gaussian prior,
-and affine maps are free. The outlier density is the local density of the targets instead of a
-uniform one over a box, so clustered clouds and tilted volumes need no volume.
+The drift itself is in `tilereg.matching.drift`. A first one, stiff, tells the model and how stiff
+a field must be; a second one fits that. What it does not reach is extended from there, and the
+pairs are fitted by kriging.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from tilereg.field import split_affine
 from tilereg.lattice import Lattice, NormalEquations
 from tilereg.matching.cells import CellList
-from tilereg.smoothing import Coherent, Solution
+from tilereg.matching.coarse import Coarse
+from tilereg.matching.drift import Drift, drift
+from tilereg.matching.extension import extend
+from tilereg.matching.kriged import by_kriging
+from tilereg.matching.pairing import GATE, mutual_neighbours, pair_sigma
+from tilereg.matching.problem import FEWEST_PAIRS, Found, Problem
+from tilereg.matching.selection import SIMPLE_MODELS, Selection, fit_simple, select_model
+from tilereg.matching.votes import count_votes, fit_votes
+from tilereg.smoothing import Coherent
+from tilereg.transform import Affine, DisplacementField, Transform
 
-__all__ = ["Drift", "DriftStep", "drift", "local_density"]
+__all__ = ["cpd"]
 
 Floats = NDArray[np.float64]
 
-_TRUNCATION = 3.5
-_RATE = 0.75
-_SLACK = 1.05
-_MOST_OUTLIERS, _LEAST_OUTLIERS = 0.95, 0.02
-_SETTLED = 2e-3
-_LAST_STEPS = 4
-_NEIGHBOURS = 12
-_LEAST_POSTERIOR = 1e-3
+# Where sigma starts, in spacings; after an earlier drift nearer, but never below the second, and
+# not below so many of its own.
+_WIDE, _AGAIN, _WIDER = 0.33, 0.2, 2.5
+# How closely a drift's first field follows what it starts from, in spacings.
+_START_NOISE = 0.01
+_FEW = 60
+_FIRST = Coherent(16.0, 0.1)
+_VOTING = Coherent(16.0, 1.0)
+_VOTE_CELL = 2.5
+_NEAR = 0.3
+_ROUNDS = 5
+
+
+def cpd(problem: Problem, pose: Coarse) -> Found:
+    """Find the map by Coherent Point Drift over all spots, from a pose."""
+    return _Cpd(problem, pose.affine).run()
 
 
 @dataclass(frozen=True)
-class DriftStep:
-    """One iteration: sigma, its maximum-likelihood estimate, w, and the step of T (rms)."""
+class _Cpd:
+    """The clouds and the pose to start from."""
 
-    sigma: float
-    sigma_ml: float
-    w: float
-    step: float
+    problem: Problem
+    affine: Affine
 
+    def run(self) -> Found:
+        """Find the map that the held-out spots judge."""
+        problem = self.problem
+        first, lattice = self._drift(_FIRST, None)
+        chosen = self._select(first, lattice)
+        result = first
+        if chosen.model == "field":
+            start = lattice.field(first.solution.coefficients)
+            result, lattice = self._drift(chosen.prior, start, first)
+            if not result.steps:
+                result, lattice = self._drift(chosen.prior, start)
+            raw = lattice.field(result.solution.coefficients)
+            map_ = Transform(*split_affine(self.affine, raw, problem.fitted))
+        else:
+            map_ = Transform(self._simple(chosen.model, first), None)
+        found = Found(
+            map=map_,
+            sigma=pair_sigma(
+                map_(problem.fixed), problem.moving, result.sigma, aside=problem.aside
+            ),
+            model=chosen.model,
+            field="coherent" if chosen.model == "field" else None,
+            beta=chosen.prior.beta if chosen.model == "field" else math.nan,
+            w=result.w,
+            losses=chosen.losses,
+            iterations=[len(first.steps), len(result.steps)],
+        )
+        # Few spots judge themselves, and a width or a field that was asked for is kept.
+        if not problem.held.any() or problem.beta is not None or problem.field == "coherent":
+            return by_kriging(problem, found) if problem.field == "kriging" else found
+        return self._extended(found)
 
-@dataclass(frozen=True, eq=False)
-class Drift:
-    """Where the iterations ended.
+    def _extended(self, found: Found) -> Found:
+        """Extend a map to what the drift does not reach, and fit its pairs by kriging."""
+        problem = self.problem
+        extension = extend(
+            problem.fixed,
+            problem.moving,
+            problem.held,
+            found.map,
+            found.sigma,
+            problem.box,
+            is_simple=found.model in SIMPLE_MODELS,
+        )
+        if extension is None:
+            return by_kriging(problem, found)
+        seen = pair_sigma(extension.transform(problem.fixed), problem.moving, extension.sigma)
+        extended = replace(
+            found,
+            map=extension.transform,
+            sigma=max(seen, extension.sigma),
+            model="field",
+            field="thin-plate" if extension.is_plate else "kriging",
+            beta=extension.beta,
+            num_compared=extension.num_compared,
+            extension=extension,
+        )
+        return by_kriging(problem, extended) if extension.is_plate else extended
 
-    Parameters
-    ----------
-    solution : Solution
-        Lattice coefficients of the displacement on top of the base map.
-    sigma : float
-        Standard deviation of a pair an axis, maximum likelihood.
-    w : float
-        Share of the targets without a partner.
-    posterior : (M,) ndarray
-        P1: how much of a partner every source has.
-    partner : (M, D) ndarray
-        Posterior mean of the partner; the transformed source itself where it has none.
-    steps : tuple of DriftStep
-    """
+    def _drift(
+        self, prior: Coherent, start: DisplacementField | None, earlier: Drift | None = None
+    ) -> tuple[Drift, Lattice]:
+        """Run the drift with a prior, from votes or from the field of an earlier one."""
+        problem = self.problem
+        source = problem.fitted
+        base = self.affine(source)
+        lattice = Lattice.cover(*problem.box, prior.spacing)
+        near = problem.crowding
+        sigma = _WIDE * near
+        if earlier is not None:
+            sigma = min(sigma, max(_AGAIN * near, _WIDER * earlier.sigma))
+        if start is None and len(source) >= _FEW:
+            cells = CellList.build(problem.moving, near * _VOTE_CELL)
+            votes = count_votes(source, base, cells, near)
+            coarse = Lattice.cover(*problem.box, _VOTING.spacing)
+            voted, _ = fit_votes(votes, coarse, _VOTING)
+            start = coarse.field(voted.coefficients)
+        solution = None
+        if start is not None:
+            # Fitted at the spots: between lattices the ends of a field are not the same.
+            weights = np.full(len(source), 1 / _START_NOISE**2)
+            equations = NormalEquations.assemble(lattice, source, weights, start(source))
+            solution = prior.solve(equations, tolerance=1e-3)
+        found = drift(
+            source,
+            base,
+            problem.moving,
+            lattice,
+            prior,
+            density=problem.density,
+            start=solution,
+            sigma=sigma,
+            w=problem.w if earlier is None else earlier.w,
+            max_iterations=problem.max_iterations,
+        )
+        return found, lattice
 
-    solution: Solution
-    sigma: float
-    w: float
-    posterior: Floats
-    partner: Floats
-    steps: tuple[DriftStep, ...] = field(default=())
+    def _select(self, found: Drift, lattice: Lattice) -> Selection:
+        """Choose the model from the pairs of a first drift."""
+        source, moving = self.problem.fitted, self.problem.moving
+        moved = self.affine(source) + lattice.field(found.solution.coefficients)(source)
+        reach = GATE * math.sqrt(source.shape[1]) * found.sigma
+        ours, theirs = mutual_neighbours(moved, moving, reach)
+        if len(ours) < FEWEST_PAIRS:
+            return Selection("translation", _FIRST, {})
+        base = self.affine(source[ours])
+        return select_model(source[ours], base, moving[theirs], found.sigma, beta=self.problem.beta)
 
-
-def local_density(points: Floats) -> Floats:
-    """Return the number of points in a unit volume around each point, from near neighbours."""
-    ndim = points.shape[1]
-    count = min(_NEIGHBOURS, len(points) - 1)
-    if count < 1:
-        return np.ones(len(points))
-    radius = cKDTree(points).query(points, k=count + 1)[0][:, -1]
-    radius = np.maximum(radius, 1e-3 * max(float(radius.max()), 1e-6))
-    ball = math.pi if ndim == 2 else 4 / 3 * math.pi
-    return np.asarray(count / (ball * radius**ndim))
-
-
-def drift(
-    source: Floats,
-    base: Floats,
-    target: Floats,
-    lattice: Lattice,
-    prior: Coherent,
-    *,
-    density: Floats | None = None,
-    start: Solution | None = None,
-    sigma: float = 0.33,
-    least_sigma: float = 0.01,
-    w: float = 0.5,
-    max_iterations: int = 60,
-) -> Drift:
-    """Run expectation and maximisation while sigma falls.
-
-    Parameters
-    ----------
-    source : (M, D) ndarray
-        Fixed spots, where the field is evaluated.
-    base : (M, D) ndarray
-        Where the base map brings them; the field is added to this.
-    target : (N, D) ndarray
-        Moving spots.
-    lattice : Lattice
-    prior : Coherent
-    density : (N,) ndarray, optional
-        `local_density` of the target, where it is known already.
-    start : Solution, optional
-        Field to start from. Default none.
-    sigma, least_sigma : float
-        Where sigma starts, and the least that it may fall to.
-    w : float
-        Share of outliers to start from; too low a value does not lock.
-
-    Returns
-    -------
-    Drift
-    """
-    ndim = source.shape[1]
-    density = local_density(target) if density is None else density
-    target_cells = CellList.build(target, _TRUNCATION * sigma)
-    moved = base if start is None else base + lattice.field(start.coefficients)(source)
-    solution = start
-    steps: list[DriftStep] = []
-    last_steps = 0
-    p1, partner, sigma_ml = np.zeros(len(source)), moved, sigma
-    for _ in range(max_iterations):
-        radius = _TRUNCATION * sigma
-        sums = CellList.build(moved, radius).gaussian_sum(target, sigma, radius)
-        outlier = w / (1 - w) * len(source) / len(target) * density
-        outlier *= (2 * math.pi * sigma**2) ** (ndim / 2)
-        factor = 1.0 / (sums + outlier)
-        p1, offset, square = target_cells.posterior_sums(moved, sigma, radius, factor)
-        mean = offset / np.maximum(p1, 1e-300)[:, None]
-        partner = moved + np.where(p1[:, None] > _LEAST_POSTERIOR, mean, 0.0)
-        weights = np.where(p1 > _LEAST_POSTERIOR, p1, 0.0) / sigma**2
-        if not weights.any():
-            break
-        equations = NormalEquations.assemble(lattice, source, weights, partner - base)
-        tolerance = 1e-3 if not last_steps else 1e-4
-        solution = prior.solve(equations, start=solution, tolerance=tolerance)
-        following = base + lattice.field(solution.coefficients)(source)
-        # sum p |y - T'|^2 = sum p |y - T|^2 + P1 (|m - T'|^2 - |m - T|^2), m the mean partner.
-        rest = square + p1 * (((partner - following) ** 2).sum(1) - (mean**2).sum(1))
-        count = float(p1.sum())
-        sigma_ml = math.sqrt(max(float(rest.sum()), 0.0) / (ndim * count) + 1e-18)
-        w = float(np.clip(1 - count / len(target), _LEAST_OUTLIERS, _MOST_OUTLIERS))
-        step = math.sqrt(float(((following - moved) ** 2).sum(1).mean()))
-        steps.append(DriftStep(sigma, sigma_ml, w, step))
-        moved = following
-        lower = max(least_sigma, _RATE * sigma, _SLACK * sigma_ml)
-        if lower < 0.985 * sigma and not last_steps:
-            sigma = lower
-            continue
-        last_steps += 1
-        if last_steps >= _LAST_STEPS or step < _SETTLED * sigma:
-            break
-    if solution is None:
-        solution = Solution(np.zeros((*lattice.nodes, ndim)), (), 0)
-    return Drift(solution, max(sigma_ml, least_sigma), w, p1, partner, tuple(steps))
+    def _simple(self, model: str, found: Drift) -> Affine:
+        """Fit a rigid or affine model to the partners of a first drift, then to near pairs."""
+        source, moving = self.problem.fitted, self.problem.moving
+        near = found.posterior > _NEAR
+        if near.sum() < FEWEST_PAIRS - 1:
+            return self.affine
+        map_ = fit_simple(model, source[near], found.partner[near], found.posterior[near])
+        tree = cKDTree(moving)
+        for _ in range(_ROUNDS):
+            distance, rows = tree.query(map_(source))
+            scale = max(float(np.median(distance[near])), 1e-6)
+            weights = np.where(
+                distance < 6 * scale, 1 / (1 + (distance / (2 * scale)) ** 2) ** 2, 0
+            )
+            if (weights > 0).sum() < FEWEST_PAIRS - 1:
+                break
+            map_ = fit_simple(model, source, moving[rows], weights)
+            near = weights > 0
+        return map_

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
 from tilereg.lattice import Lattice
-from tilereg.matching.cpd import Drift, drift, local_density
+from tilereg.matching.drift import Drift, drift, local_density
 from tilereg.smoothing import Coherent, Solution
 
 Floats = NDArray[np.float64]

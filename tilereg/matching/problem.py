@@ -1,0 +1,129 @@
+"""What every engine is given, and what it gives back, in units of the mean spacing."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilereg.matching.clouds import crowding, steps_aside
+from tilereg.matching.drift import local_density
+from tilereg.matching.extension import Extension
+from tilereg.transform import Transform
+
+__all__ = ["FEWEST_PAIRS", "Found", "Problem"]
+
+Floats = NDArray[np.float64]
+Rows = NDArray[np.int64]
+
+FEWEST_PAIRS = 4
+"""Fewer pairs tell nothing about a map."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Two clouds in units of the mean spacing, and how they are to be matched.
+
+    Parameters
+    ----------
+    fixed, moving : (N, D), (M, D) ndarrays
+    low, high : (D,) ndarrays
+        Corners of the box in which a field may vary.
+    held : (N,) bool ndarray
+        Fixed spots that judge: no engine may let them into a fit.
+    w : float
+        Share of moving spots without a partner to start from.
+    beta : float, optional
+        Coherence width that was asked for.
+    field : str
+        'auto', 'coherent' or 'kriging', see `match_spots`.
+    max_iterations : int
+        Most iterations of a stage.
+    """
+
+    fixed: Floats
+    moving: Floats
+    low: Floats
+    high: Floats
+    held: NDArray[np.bool_]
+    w: float
+    beta: float | None
+    field: str
+    max_iterations: int
+
+    @cached_property
+    def fitted(self) -> Floats:
+        """The fixed spots that may enter a fit."""
+        return self.fixed[~self.held]
+
+    @cached_property
+    def density(self) -> Floats:
+        """Local density of the moving spots."""
+        return local_density(self.moving)
+
+    @cached_property
+    def crowding(self) -> float:
+        """By how much nearer moving spots lie than fixed ones."""
+        return crowding(self.fixed, self.moving)
+
+    @cached_property
+    def aside(self) -> Floats:
+        """Steps (S, D) that part all pairs: what is paired then is by chance."""
+        return steps_aside(self.moving)
+
+    @property
+    def box(self) -> tuple[Floats, Floats]:
+        """Where a field may vary."""
+        return self.low, self.high
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A map that has not seen the held-out spots.
+
+    Parameters
+    ----------
+    map : Transform
+    sigma : float
+        Standard deviation of a pair an axis.
+    model : str
+        'translation', 'rigid', 'affine' or 'field'.
+    beta : float
+        Coherence width of the field; infinite for a spline, NaN for the other models.
+    w : float
+        Share of the moving spots without a partner.
+    losses : dict
+        Held-out residuals that the model was chosen by.
+    iterations : list of int
+        Of each stage.
+    field : str, optional
+        Kind of the field; None where the map is affine.
+    num_compared : int
+        Maps among which the held-out spots have chosen it.
+    compared : dict
+        Residuals of the held-out spots that the field was chosen by.
+    extension : Extension, optional
+        What the map was extended by.
+    """
+
+    map: Transform
+    sigma: float
+    model: str
+    beta: float
+    w: float
+    losses: dict[str, float]
+    iterations: list[int]
+    field: str | None
+    num_compared: int = 1
+    compared: dict[str, float] = dataclasses.field(default_factory=dict)
+    extension: Extension | None = None
+
+    @property
+    def grown(self) -> tuple[Rows, Rows] | None:
+        """The pairs of an extension: the map alone might not bring all of them together again."""
+        if self.extension is None:
+            return None
+        return self.extension.fixed_rows, self.extension.moving_rows

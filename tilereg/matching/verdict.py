@@ -1,0 +1,65 @@
+"""Whether a map is more than chance: the partners that it gives, and those that chance gives."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import binom
+
+from tilereg.matching.cells import CellList
+from tilereg.matching.coarse import Coarse, pose_evidence
+from tilereg.matching.pairing import GATE
+from tilereg.matching.problem import Found, Problem
+from tilereg.matching.selection import SIMPLE_MODELS
+
+__all__ = ["Verdict", "judge"]
+
+_CERTAIN, _CERTAIN_OF_FEW = -5.0, -3.5
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How certain a map is.
+
+    Parameters
+    ----------
+    matched, chance : float
+        Share of the fixed spots with a moving spot within three standard deviations, and the same
+        share when they are moved aside.
+    evidence : float
+        Log10 of the probability that chance gives as many judges a partner.
+    is_certain : bool
+    """
+
+    matched: float
+    chance: float
+    evidence: float
+    is_certain: bool
+
+
+def judge(problem: Problem, found: Found, pose: Coarse) -> Verdict:
+    """Judge a map by the held-out spots; of few spots, by all that its parameters leave over."""
+    fixed, moving, held = problem.fixed, problem.moving, problem.held
+    cells = CellList.build(moving, 1.0)
+    map_, model = found.map, found.model
+    moved = map_(fixed)
+    reach = GATE * found.sigma
+    near = cells.count_within(moved, reach) > 0
+    by_chance = np.mean([cells.count_within(moved + a, reach) > 0 for a in problem.aside], axis=0)
+    matched, chance = float(near.mean()), float(by_chance.mean())
+    if not held.any():
+        evidence = pose_evidence(fixed, moving, map_, model, pose)
+        return Verdict(matched, chance, evidence, evidence < _CERTAIN_OF_FEW)
+    judged = int(held.sum())
+    odds = max(float(by_chance[held].mean()), chance, 0.5 / judged / len(problem.aside))
+    log_odds = binom.logsf(int(near[held].sum()) - 1, judged, min(odds, 1.0))
+    evidence = float(log_odds) / math.log(10)
+    if model in SIMPLE_MODELS:
+        # So few parameters are paid for by a few spots: all others judge, held out or not.
+        every = pose_evidence(fixed, moving, map_, model, pose)
+        evidence = min(evidence, every) + math.log10(2)
+    # The same spots may have chosen among several maps.
+    evidence += math.log10(found.num_compared)
+    return Verdict(matched, chance, evidence, evidence < _CERTAIN)

@@ -101,6 +101,23 @@ def test_sums_over_neighbours_equal_the_dense_ones(name: str, radius: float) -> 
     np.testing.assert_allclose(squares, (p * square).sum(1), atol=1e-10)
 
 
+@pytest.mark.parametrize("name", uneven_clouds())
+@pytest.mark.parametrize("radius", [0.3, 1.0, 4.0])
+def test_near_neighbours_equal_the_plain_ones(name: str, radius: float) -> None:
+    rng = np.random.default_rng(1)
+    cloud = uneven_clouds()[name]
+    points = np.concatenate([cloud[:50] + rng.normal(0, 0.3, cloud[:50].shape), cloud[:30],
+                             [np.full(cloud.shape[1], 1e6)]])  # fmt: skip
+    cells = CellList.build(cloud, 1.0)
+    distance = cdist(points, cloud)
+    # Of points at one place the first row.
+    plain = np.where(distance.min(axis=1) < radius, distance.argmin(axis=1), -1)
+    np.testing.assert_array_equal(cells.nearest_within(points, radius), plain)
+    for count in {1, min(5, len(cloud)), min(12, len(cloud))}:
+        found = cells.neighbour_distance(points, count, radius)
+        np.testing.assert_allclose(found, np.sort(distance, axis=1)[:, count - 1], rtol=1e-12)
+
+
 @pytest.mark.parametrize("name", ["volume", "image", "clustered", "plane", "one point"])
 @pytest.mark.parametrize("reach", [0.7, 3.0, 40.0])
 def test_votes_equal_the_histogram_of_all_differences(name: str, reach: float) -> None:

@@ -100,11 +100,14 @@ class NormalEquations:
     diagonals : (7, 7, 7, n0, n1, n2) ndarray
         Entries of all nodes by the offset of the neighbour; the middle ones are the diagonal.
     right : (n0, n1, n2, D) ndarray
+    total : float
+        Sum of all weights, which is that of all entries: splines sum to one.
     """
 
     lattice: Lattice
     diagonals: Floats
     right: Floats
+    total: float
 
     @classmethod
     def assemble(
@@ -118,14 +121,14 @@ class NormalEquations:
         kernels.assemble(
             embed(points), weights, values, order, origin, 1 / spacing, diagonals, right
         )
-        return cls(lattice, diagonals, right)
+        return cls(lattice, diagonals, right, float(weights.sum()))
 
     @property
     def density(self) -> float:
         """Sum of all weights over the volume (area) that the splines cover."""
         sides = zip(self.lattice.nodes, self.lattice.spacing, strict=True)
         volume = math.prod((n - 3) * h for n, h in sides if n > 1)
-        return float(self.diagonals.sum()) / volume
+        return self.total / volume
 
     def product(self, coefficients: Floats) -> Floats:
         """Return ``B' W B c`` for (D, n0, n1, n2) coefficients."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -156,7 +156,7 @@ class ThinPlate:
         if _band_work(equations.lattice) < _MOST_BAND_WORK:
             solved = _solve_banded(matrix, equations.right)
             return Solution(solved.reshape(*equations.lattice.nodes, -1), (solved,), 0)
-        stiff = NormalEquations(equations.lattice, matrix, equations.right)
+        stiff = replace(equations, diagonals=matrix)
         root = np.sqrt(1.0 / diagonal)
 
         def operator(x: tuple[Floats, ...]) -> tuple[Floats, ...]:

@@ -13,7 +13,15 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-__all__ = ["count_within", "expectation_source", "expectation_target", "sort_into_cells", "vote"]
+__all__ = [
+    "count_within",
+    "expectation_source",
+    "expectation_target",
+    "nearest_within",
+    "neighbour_distance",
+    "sort_into_cells",
+    "vote",
+]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -22,7 +30,8 @@ Ints = NDArray[np.int64]
 @njit(cache=True, nogil=True)
 def _cell(x: float, low: float, inverse: float, num: int) -> int:
     """Return the clipped cell of a coordinate."""
-    return min(max(math.floor((x - low) * inverse), 0), num - 1)
+    # Clipped before it is cut off to a whole number, so that far is far.
+    return int(min(max((x - low) * inverse, 0.0), num - 1.0))
 
 
 @njit(cache=True, nogil=True)
@@ -184,6 +193,96 @@ def count_within(
 
 
 @njit(cache=True, nogil=True)
+def nearest_within(
+    points: Floats,
+    radius: float,
+    low: Floats,
+    inverse: Floats,
+    cells: Ints,
+    start: Ints,
+    ordered: Floats,
+    order: Ints,
+    rows: Ints,
+) -> None:
+    """Write the row of the stored point nearest to each point within `radius`, -1 where none is.
+
+    order (N,) are the rows of the stored points; of points at the same distance the first row.
+    """
+    for i in range(points.shape[0]):
+        z, y, x = points[i, 0], points[i, 1], points[i, 2]
+        best, found = radius * radius, -1
+        c0 = _cell(x - radius, low[2], inverse[2], cells[2])
+        c1 = _cell(x + radius, low[2], inverse[2], cells[2])
+        for a in range(
+            _cell(z - radius, low[0], inverse[0], cells[0]),
+            _cell(z + radius, low[0], inverse[0], cells[0]) + 1,
+        ):
+            for b in range(
+                _cell(y - radius, low[1], inverse[1], cells[1]),
+                _cell(y + radius, low[1], inverse[1], cells[1]) + 1,
+            ):
+                row = (a * cells[1] + b) * cells[2]
+                for j in range(start[row + c0], start[row + c1 + 1]):
+                    dz, dy, dx = z - ordered[j, 0], y - ordered[j, 1], x - ordered[j, 2]
+                    square = dz * dz + dy * dy + dx * dx
+                    if square < best or (square == best and (found < 0 or order[j] < found)):
+                        best, found = square, order[j]
+        rows[i] = found
+
+
+@njit(cache=True, nogil=True)
+def neighbour_distance(
+    points: Floats,
+    count: int,
+    radius: float,
+    low: Floats,
+    inverse: Floats,
+    cells: Ints,
+    start: Ints,
+    ordered: Floats,
+    out: Floats,
+) -> None:
+    """Write the distance of each point to the `count`-th nearest of at least as many stored ones.
+
+    Sought within `radius` first, and farther where fewer are found.
+    """
+    nearest = np.empty(count)
+    for i in range(points.shape[0]):
+        z, y, x = points[i, 0], points[i, 1], points[i, 2]
+        reach = radius
+        while True:
+            limit = reach * reach
+            found = 0
+            c0 = _cell(x - reach, low[2], inverse[2], cells[2])
+            c1 = _cell(x + reach, low[2], inverse[2], cells[2])
+            for a in range(
+                _cell(z - reach, low[0], inverse[0], cells[0]),
+                _cell(z + reach, low[0], inverse[0], cells[0]) + 1,
+            ):
+                for b in range(
+                    _cell(y - reach, low[1], inverse[1], cells[1]),
+                    _cell(y + reach, low[1], inverse[1], cells[1]) + 1,
+                ):
+                    row = (a * cells[1] + b) * cells[2]
+                    for j in range(start[row + c0], start[row + c1 + 1]):
+                        dz, dy, dx = z - ordered[j, 0], y - ordered[j, 1], x - ordered[j, 2]
+                        square = dz * dz + dy * dy + dx * dx
+                        if square > limit or (found == count and square >= nearest[count - 1]):
+                            continue
+                        # The nearest so far, sorted: the farthest of them makes room.
+                        place = min(found, count - 1)
+                        while place > 0 and nearest[place - 1] > square:
+                            nearest[place] = nearest[place - 1]
+                            place -= 1
+                        nearest[place] = square
+                        found = min(found + 1, count)
+            if found == count:
+                break
+            reach *= 1.5
+        out[i] = math.sqrt(nearest[count - 1])
+
+
+@njit(cache=True, nogil=True)
 def vote(
     points: Floats,
     reach: Floats,
@@ -216,8 +315,9 @@ def vote(
             ):
                 row = (a * cells[1] + b) * cells[2]
                 for j in range(start[row + c0], start[row + c1 + 1]):
-                    u = math.floor((ordered[j, 0] - z - corner[0]) * inverse_bin)
-                    v = math.floor((ordered[j, 1] - y - corner[1]) * inverse_bin)
-                    w = math.floor((ordered[j, 2] - x - corner[2]) * inverse_bin)
+                    u = (ordered[j, 0] - z - corner[0]) * inverse_bin
+                    v = (ordered[j, 1] - y - corner[1]) * inverse_bin
+                    w = (ordered[j, 2] - x - corner[2]) * inverse_bin
+                    # Cut off, not floored: that is the same from zero on, and much faster.
                     if 0 <= u < n0 and 0 <= v < n1 and 0 <= w < n2:
-                        histogram[u, v, w] += 1.0
+                        histogram[int(u), int(v), int(w)] += 1.0

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from tilereg.kernels import cells as kernels
 from tilereg.transform import embed
 
-__all__ = ["CellList"]
+__all__ = ["CellList", "neighbour_distance"]
 
 Floats = NDArray[np.float64]
 
 _CELLS_PER_POINT = 4
+_MOST_IN_A_CELL = 100
+# Points that tell how far a neighbour is, before all are asked.
+_ASKED = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +94,26 @@ class CellList:
         kernels.count_within(embed(points), radius, *self._grid(), out)
         return out
 
+    @cached_property
+    def is_even(self) -> bool:
+        """Whether no cell holds so many points that a search in it would take long."""
+        return int(np.diff(self.start).max(initial=0)) <= _MOST_IN_A_CELL
+
+    def nearest_within(self, points: Floats, radius: float) -> NDArray[np.int64]:
+        """Return the row of the stored point nearest to each point, -1 beyond `radius`, (N,)."""
+        out = np.empty(len(points), dtype=np.int64)
+        kernels.nearest_within(embed(points), radius, *self._grid(), self.order, out)
+        return out
+
+    def neighbour_distance(self, points: Floats, count: int, radius: float) -> Floats:
+        """Return the distance of each point to its `count`-th nearest stored point, (N,).
+
+        There must be as many stored points. `radius` is where they are sought first.
+        """
+        out = np.empty(len(points))
+        kernels.neighbour_distance(embed(points), count, radius, *self._grid(), out)
+        return out
+
     def vote(self, points: Floats, low: Floats, high: Floats, bin_size: float) -> Floats:
         """Return the histogram of all differences y - x between low and high (D,), float32.
 
@@ -107,3 +132,15 @@ class CellList:
     def _grid(self) -> tuple[Floats, Floats, NDArray[np.int64], NDArray[np.int64], Floats]:
         """Return what every kernel needs to find its way."""
         return self.low, self.inverse, self.cells, self.start, self.points
+
+
+def neighbour_distance(points: Floats, count: int) -> Floats:
+    """Return the distance of each (N, D) point to its `count`-th neighbour, itself not counted."""
+    tree = cKDTree(points)
+    some = points[:: -(-len(points) // _ASKED)]
+    radius = float(np.median(tree.query(some, k=[count + 1])[0]))
+    if radius > 0:
+        cells = CellList.build(points, radius)
+        if cells.is_even:
+            return cells.neighbour_distance(points, count + 1, 1.1 * radius)
+    return np.asarray(tree.query(points, k=[count + 1])[0][:, 0])

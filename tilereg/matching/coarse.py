@@ -41,6 +41,7 @@ _FEWEST_HITS = 10
 _BLOCK_SIZES = (400, 120)
 _NUM_BLOCKS = 6
 _MOST_BINS = 8_000_000
+_FIRST_REACH = 24.0
 _BIN = 0.4
 _PEAKS_A_BLOCK = 4
 # Under rotations, by the number of axes: the plane has few of them.
@@ -204,14 +205,19 @@ class _Search:
         self.centres = rows[picked]
 
     def vote_candidates(self) -> Iterator[Candidate]:
-        """Yield the peaks of the votes of compact blocks, block by block."""
+        """Yield the peaks of the votes of compact blocks, block by block.
+
+        Of large clouds shifts that leave the middles near each other are looked at first.
+        """
         eye = np.eye(self.fixed.shape[1])
-        for size in dict.fromkeys(min(s, len(self.fixed)) for s in _BLOCK_SIZES):
-            for centre in self.centres[: 1 if size == len(self.fixed) else None]:
-                for _, shift in self._peaks(
-                    self._block(centre, size), self.near * _BIN, _MOST_BINS
-                ):
-                    yield Candidate(Affine(eye, shift), int(centre), "vote")
+        extent = np.ptp(self.fixed, axis=0) + np.ptp(self.moving, axis=0)
+        is_large = float(extent.prod()) > _MOST_BINS * (self.near * _BIN) ** len(extent)
+        for reach in (_FIRST_REACH, math.inf) if is_large else (math.inf,):
+            for size in dict.fromkeys(min(s, len(self.fixed)) for s in _BLOCK_SIZES):
+                for centre in self.centres[: 1 if size == len(self.fixed) else None]:
+                    block = self._block(centre, size)
+                    for _, shift in self._peaks(block, self.near * _BIN, _MOST_BINS, reach):
+                        yield Candidate(Affine(eye, shift), int(centre), "vote")
 
     def rotation_candidates(self, max_rotation: float) -> Iterator[Candidate]:
         """Yield the highest of the peaks of small blocks under many rotations."""
@@ -233,10 +239,14 @@ class _Search:
         _, rows = self.fixed_tree.query(self.fixed[centre], k=size)
         return np.asarray(self.fixed[np.atleast_1d(rows)])
 
-    def _peaks(self, block: Floats, bin_size: float, most_bins: int) -> list[tuple[float, Floats]]:
+    def _peaks(
+        self, block: Floats, bin_size: float, most_bins: int, reach: float = math.inf
+    ) -> list[tuple[float, Floats]]:
         """Return (height, shift) of the highest peaks of all differences to a block."""
-        low = self.moving.min(axis=0) - block.max(axis=0) - bin_size
-        high = self.moving.max(axis=0) - block.min(axis=0) + bin_size
+        low = np.maximum(self.moving.min(axis=0) - block.max(axis=0) - bin_size, -reach)
+        high = np.minimum(self.moving.max(axis=0) - block.min(axis=0) + bin_size, reach)
+        if not (low < high).all():
+            return []
         bin_size = max(bin_size, float((np.prod(high - low) / most_bins) ** (1 / len(low))))
         histogram = uniform_filter(self.cells.vote(block, low, high, bin_size), 2)
         self.num_poses += min(histogram.size, len(block) * len(self.moving))

@@ -23,10 +23,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from tilereg.lattice import Lattice, NormalEquations
-from tilereg.matching.cells import CellList
+from tilereg.matching.cells import CellList, neighbour_distance
 from tilereg.smoothing import Coherent, Solution
 
 __all__ = ["Drift", "DriftStep", "drift", "local_density"]
@@ -86,7 +85,7 @@ def local_density(points: Floats) -> Floats:
     count = min(_NEIGHBOURS, len(points) - 1)
     if count < 1:
         return np.ones(len(points))
-    radius = cKDTree(points).query(points, k=count + 1)[0][:, -1]
+    radius = neighbour_distance(points, count)
     radius = np.maximum(radius, 1e-3 * max(float(radius.max()), 1e-6))
     ball = math.pi if ndim == 2 else 4 / 3 * math.pi
     return np.asarray(count / (ball * radius**ndim))

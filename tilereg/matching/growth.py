@@ -35,6 +35,8 @@ _FEWEST, _LEAST_SHARE = 4, 0.01
 # a region where a share of what is usual around pairs is matched. So many around tell: of
 # fewer, the share is low by chance too often.
 _MANY, _HOLE, _AROUND = 1500, 0.8, 64
+# How many standard deviations fewer: somewhere, or nothing is looked for, and anywhere.
+_RARE, _UNUSUAL = 6.0, 2.5
 _SAMPLED, _LEAST_RADIUS = 200, 1.0
 # The rim: what has some pairs within so many of the distances that are usual between pairs.
 _RIM_PAIRS, _RIM = 3, 2.2
@@ -204,10 +206,9 @@ class _Scene:
         if len(todo) == 0 or len(known) == len(self.moving):
             return todo[:0]
         if len(todo) > _MANY:
-            share = self._share_around(
-                np.concatenate([todo, known[:: -(-len(known) // _SAMPLED)]]), known
-            )
-            todo = todo[share[: len(todo)] < _HOLE * np.median(share[len(todo) :])]
+            todo = self._in_holes(todo, known)
+            if len(todo) == 0:
+                return todo
         tree = cKDTree(self.fixed[known])
         usual = tree.query(self.fixed[known], k=min(_RIM_PAIRS + 1, len(known)))[0][:, -1]
         count = min(_RIM_PAIRS, len(known) - 1)
@@ -215,18 +216,33 @@ class _Scene:
         is_near = far <= _RIM * max(float(np.median(usual)), 1.0)
         return np.asarray(todo[is_near], dtype=np.int64)
 
-    def _share_around(self, rows: Rows, known: Rows) -> Floats:
-        """Return the share of the spots around each of some that have a partner."""
+    def _in_holes(self, todo: Rows, known: Rows) -> Rows:
+        """Return the spots around which fewer have a partner than usual; none where it is chance.
+
+        Usual is the share around some of the pairs.
+        """
+        rows = np.concatenate([todo, known[:: -(-len(known) // _SAMPLED)]])
+        have, every = self._counts_around(rows, known)
+        share = have / every
+        usual = float(np.median(share[len(todo) :]))
+        spread = np.sqrt(usual * (1.0 - usual) * every[: len(todo)]) + 1e-9
+        rare = (usual * every[: len(todo)] - have[: len(todo)]) / spread
+        if rare.max() < _RARE:
+            return todo[:0]
+        return todo[(share[: len(todo)] < _HOLE * usual) & (rare > _UNUSUAL)]
+
+    def _counts_around(self, rows: Rows, known: Rows) -> tuple[Floats, Floats]:
+        """Return how many spots around each of some have a partner, and how many there are."""
         some = rows[:: -(-len(rows) // _SAMPLED)]
         count = min(_AROUND, len(self.fixed))
-        far = cKDTree(self.fixed).query(self.fixed[some], k=[count])[0]
+        far = cKDTree(self.fixed, balanced_tree=False).query(self.fixed[some], k=[count])[0]
         # Many may lie at one place.
         radius = max(float(np.median(far)), _LEAST_RADIUS)
-        have, all_ = (
+        have, every = (
             CellList.build(cloud, radius / 2).count_within(self.fixed[rows], radius)
             for cloud in (self.fixed[known], self.fixed)
         )
-        return np.asarray(have / np.maximum(all_, 1))
+        return have.astype(np.float64), np.maximum(every, 1).astype(np.float64)
 
     def add(self, partner: Rows, rim: Rows) -> tuple[int, float]:
         """Give partners to spots of the rim; return to how many, and how many by chance."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
+
+from tilereg.matching.cells import CellList
 
 __all__ = ["GATE", "mutual_neighbours", "pair_sigma", "wide_pairs"]
 
@@ -21,38 +24,61 @@ GATE = 3.0
 _REACHES, _MOST_BY_CHANCE = (0.27, 0.14, 0.07), 0.01
 _ENOUGH_JUDGES = 8
 _LEAST_SIGMA = 1e-6
+# Least size of the cells in spacings: a few points each.
+_CELL, _MORE = 1.5, 1.0 + 1e-9
 # Of more spots than these some tell how exact pairs are.
 _MOST_LOOKED_AT = 20_000
 
 
 def mutual_neighbours(moved: Floats, target: Floats, reach: float) -> tuple[Rows, Rows]:
     """Return rows of mutual nearest neighbours of two (N, D) clouds within `reach`."""
-    return _Trees.of(moved, target).pairs(np.arange(len(moved)), 0.0, reach)
+    return _Sides.of(moved, target, reach).pairs(np.arange(len(moved)), 0.0, reach)
 
 
 @dataclass(frozen=True)
-class _Trees:
-    """Two clouds, each as a tree."""
+class _Side:
+    """A cloud in which the nearest point is sought: in cells, or in a tree if they are uneven."""
 
-    moved: Floats
-    target: Floats
-    of_moved: cKDTree
-    of_target: cKDTree
+    cloud: Floats
+    cells: CellList
 
     @classmethod
-    def of(cls, moved: Floats, target: Floats) -> _Trees:
-        """Build both."""
-        trees = (cKDTree(cloud, balanced_tree=False) for cloud in (moved, target))
-        return cls(moved, target, *trees)
+    def of(cls, cloud: Floats, reach: float) -> _Side:
+        """Sort a cloud for searches within about a reach."""
+        return cls(cloud, CellList.build(cloud, max(reach, _CELL)))
+
+    @cached_property
+    def tree(self) -> cKDTree:
+        """The cloud as a tree."""
+        return cKDTree(self.cloud, balanced_tree=False)
+
+    def nearest(self, points: Floats, reach: float) -> Rows:
+        """Return the row of the nearest point within a reach, -1 where none is."""
+        if self.cells.is_even:
+            return self.cells.nearest_within(points, reach)
+        distance, rows = self.tree.query(points, distance_upper_bound=reach)
+        return np.where(np.isfinite(distance), rows, -1).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """Two clouds."""
+
+    moved: _Side
+    target: _Side
+
+    @classmethod
+    def of(cls, moved: Floats, target: Floats, reach: float) -> _Sides:
+        """Sort both for searches within about a reach."""
+        return cls(_Side.of(moved, reach), _Side.of(target, reach))
 
     def pairs(self, rows: Rows, step: Floats | float, reach: float) -> tuple[Rows, Rows]:
         """Return the mutual pairs of some rows of the first cloud, all of it moved by a step."""
-        distance, theirs = self.of_target.query(self.moved[rows] + step, distance_upper_bound=reach)
-        found = np.isfinite(distance)
-        ours, theirs = rows[found], theirs[found]
-        # Nothing is nearer than what was found: no bound is needed.
-        same = self.of_moved.query(self.target[theirs] - step)[1] == ours
-        return ours[same].astype(np.int64), theirs[same].astype(np.int64)
+        theirs = self.target.nearest(self.moved.cloud[rows] + step, reach)
+        ours, theirs = rows[theirs >= 0], theirs[theirs >= 0]
+        # One is there: a little farther is looked for rounding alone.
+        same = self.moved.nearest(self.target.cloud[theirs] - step, _MORE * reach) == ours
+        return ours[same], theirs[same]
 
 
 def wide_pairs(moved: Floats, moving: Floats, aside: Floats, near: float) -> tuple[Rows, Rows]:
@@ -97,7 +123,7 @@ def pair_sigma(
         Steps that part all pairs: what is paired then, by chance, is taken off. Not with judges.
     """
     ndim = moved.shape[1]
-    trees = _Trees.of(moved, target)
+    sides = _Sides.of(moved, target, 0.0)
     every = np.arange(len(moved))
     if len(every) > _MOST_LOOKED_AT:
         # The order is by distance from the middle: these are spread over the cloud.
@@ -105,9 +131,9 @@ def pair_sigma(
     sigma = guess
     for _ in range(3):
         reach = GATE * math.sqrt(ndim) * sigma
-        ours, theirs = trees.pairs(every, 0.0, reach)
+        ours, theirs = sides.pairs(every, 0.0, reach)
         if judges is not None:
-            judging = trees.pairs(np.flatnonzero(judges), 0.0, reach)
+            judging = sides.pairs(np.flatnonzero(judges), 0.0, reach)
             if len(judging[0]) >= _ENOUGH_JUDGES:
                 ours, theirs = judging
         if len(ours) < ndim:
@@ -117,7 +143,7 @@ def pair_sigma(
         # A spot that has its own partner finds none by chance.
         share = (1 - count / len(every)) / (1 if aside is None else len(aside))
         for step in () if aside is None else aside:
-            ours, theirs = trees.pairs(every, step, reach)
+            ours, theirs = sides.pairs(every, step, reach)
             count -= share * len(ours)
             total -= share * float(((moved[ours] + step - target[theirs]) ** 2).sum())
         if count < ndim or total <= 0:

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+from tilereg.matching.problem import Problem
+
 Floats = NDArray[np.float64]
 
 
@@ -64,4 +66,19 @@ def make_pair(
         (moving + rng.normal(0, noise, moving.shape))[order_moving],
         partner,
         true_map,
+    )
+
+
+def make_problem(fixed: Floats, moving: Floats, held: NDArray[np.bool_]) -> Problem:
+    """Return what an engine is given for clouds in units of the mean spacing."""
+    return Problem(
+        fixed=fixed,
+        moving=moving,
+        low=fixed.min(axis=0),
+        high=fixed.max(axis=0),
+        held=held,
+        w=0.5,
+        beta=None,
+        field="auto",
+        max_iterations=100,
     )

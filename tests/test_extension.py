@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from clouds import make_problem
 from numpy.typing import NDArray
 from test_growth import bent, scattered
 
@@ -60,9 +61,8 @@ def test_reaches_what_the_map_does_not(ndim: int) -> None:
     fixed = scattered(500, ndim)
     moving = bent(fixed, 1.6, {2: 5.0, 3: 3.0}[ndim])
     held = held_out(len(fixed))
-    box = fixed.min(axis=0), fixed.max(axis=0)
     before = np.linalg.norm(moving - fixed, axis=1)
-    found = extend(fixed, moving, held, Transform.identity(ndim), 0.02, box)
+    found = extend(make_problem(fixed, moving, held), Transform.identity(ndim), 0.02)
     assert found is not None
     after = np.linalg.norm(found.transform(fixed) - moving, axis=1)
     assert np.percentile(before, 95) > 0.5
@@ -75,9 +75,8 @@ def test_held_out_spots_refuse_what_is_no_better() -> None:
     """Noise alone is left: no map brings spots closer that were not seen."""
     fixed = scattered(500, 3)
     moving = fixed + np.random.default_rng(1).normal(0, 0.05, fixed.shape)
-    box = fixed.min(axis=0), fixed.max(axis=0)
-    identity = Transform.identity(3)
-    assert extend(fixed, moving, held_out(500), identity, 0.05, box) is None
+    problem = make_problem(fixed, moving, held_out(500))
+    assert extend(problem, Transform.identity(3), 0.05) is None
 
 
 def test_unrelated_clouds_stay_unrelated() -> None:
@@ -97,8 +96,7 @@ def test_a_compact_region_without_partners_is_not_assigned() -> None:
     moving = fixed + noise
     moving[is_lost] = middle + np.random.default_rng(4).uniform(-2.4, 2.4, (is_lost.sum(), 3))
     assert is_lost.sum() > 10
-    box = fixed.min(axis=0), fixed.max(axis=0)
-    found = extend(fixed, moving, held_out(600), Transform.identity(3), 0.02, box)
+    found = extend(make_problem(fixed, moving, held_out(600)), Transform.identity(3), 0.02)
     if found is not None:
         error = np.linalg.norm(found.transform(fixed) - fixed, axis=1)
         assert np.percentile(error[~is_lost], 95) < 0.1

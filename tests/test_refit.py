@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from clouds import make_pair
+from clouds import make_pair, make_problem
 from numpy.typing import NDArray
 from test_growth import bent, scattered
 
@@ -23,10 +23,6 @@ def held_out(count: int) -> NDArray[np.bool_]:
     return held
 
 
-def box(points: Floats) -> tuple[Floats, Floats]:
-    return points.min(axis=0), points.max(axis=0)
-
-
 @pytest.mark.parametrize("count", [400, 1400, 2200])
 def test_held_out_pairs_change_the_map_and_not_its_judge(count: int) -> None:
     """Across the sizes at which pairs are sought anew, and fields are no longer exact."""
@@ -36,10 +32,11 @@ def test_held_out_pairs_change_the_map_and_not_its_judge(count: int) -> None:
     nudged = moving + held[:, None] * np.random.default_rng(0).normal(0, 0.02, moving.shape)
     found = []
     for targets in (moving, nudged):
-        judge = fit_judge(fixed, targets, held, Transform.identity(3), 0.15, box(fixed), must=True)
+        problem = make_problem(fixed, targets, held)
+        judge = fit_judge(problem, Transform.identity(3), 0.15, must=True)
         assert judge is not None
         assert not held[judge.fixed_rows].any()
-        final = fit_all(fixed, targets, judge.transform, 0.1, box(fixed))
+        final = fit_all(problem, judge.transform, 0.1)
         assert held[final.fixed_rows].mean() > 0.1
         assert len(final.fixed_rows) > 0.97 * count
         found.append((judge.transform(fixed), final.transform(fixed[held])))
@@ -63,10 +60,10 @@ def test_the_map_is_closer_than_its_judge() -> None:
     """Few spots on a narrow bump: those that judge are missed."""
     fixed = scattered(400, 3)
     moving = bent(fixed, 0.5, 1.6)
-    identity = Transform.identity(3)
-    judge = fit_judge(fixed, moving, held_out(400), identity, 0.2, box(fixed), must=True)
+    problem = make_problem(fixed, moving, held_out(400))
+    judge = fit_judge(problem, Transform.identity(3), 0.2, must=True)
     assert judge is not None
-    final = fit_all(fixed, moving, judge.transform, 0.05, box(fixed))
+    final = fit_all(problem, judge.transform, 0.05)
     errors = [np.linalg.norm(m(fixed) - moving, axis=1) for m in (final.transform, judge.transform)]
     assert errors[0].max() < 0.3 * errors[1].max()
 
@@ -75,18 +72,18 @@ def test_a_map_that_held_out_spots_prefer_is_kept() -> None:
     """A wave as short as the spacing, which no pair tells of another."""
     fixed = scattered(800, 3)
     moving = fixed + 0.15 * np.sin(2.5 * fixed[:, ::-1])
-    held = held_out(800)
+    problem = make_problem(fixed, moving, held_out(800))
 
     class Wave(Transform):
         def __call__(self, points: Floats) -> Floats:
             return points + 0.15 * np.sin(2.5 * points[:, ::-1])
 
     wave = Wave(Transform.identity(3).affine)
-    assert fit_judge(fixed, moving, held, wave, 0.1, box(fixed)) is None
-    assert fit_judge(fixed, moving, held, wave, 0.1, box(fixed), must=True) is not None
+    assert fit_judge(problem, wave, 0.1) is None
+    assert fit_judge(problem, wave, 0.1, must=True) is not None
     # Too few to tell: they prefer nothing, and nothing is fitted.
-    few = np.arange(800) < 5
-    assert fit_judge(fixed, moving, few, wave, 0.1, box(fixed)) is None
+    few = make_problem(fixed, moving, np.arange(800) < 5)
+    assert fit_judge(few, wave, 0.1) is None
 
 
 def test_a_large_match_that_grew_keeps_its_pairs() -> None:
@@ -130,14 +127,15 @@ def test_a_large_match_that_grew_is_fitted_by_kriging_where_that_is_better() -> 
     moving = fixed + 0.4 * np.sin(fixed[:, ::-1] / 6) + rng.normal(0, 0.02, fixed.shape)
     held = held_out(1500)
     rows = np.arange(1500), np.arange(1500)
+    problem = make_problem(fixed, moving, held)
     rough = Transform.identity(3)
-    fit = fit_judge(fixed, moving, held, rough, 0.3, box(fixed), pairs=rows, name="thin-plate")
+    fit = fit_judge(problem, rough, 0.3, pairs=rows, name="thin-plate")
     assert fit is not None
     assert fit.losses["kriging"] < 0.5 * fit.losses["thin-plate"]
     assert not held[fit.fixed_rows].any()
-    again = fit_judge(fixed, moving, held, fit.transform, 0.03, box(fixed), pairs=rows)
+    again = fit_judge(problem, fit.transform, 0.03, pairs=rows)
     assert again is None
-    final = fit_all(fixed, moving, fit.transform, 0.03, box(fixed), pairs=rows)
+    final = fit_all(problem, fit.transform, 0.03, pairs=rows)
     assert len(final.fixed_rows) > 1480
 
 

@@ -27,6 +27,8 @@ _WIDE, _ROUND = 4.0, 0.3
 # Moving spots are denser than fixed ones from this ratio of distances on, and at most by this:
 # of the sixth neighbours, of some spots.
 _CROWDED, _MOST_CROWDED, _CROWD, _LOOKED_AT = 0.7, 0.2, 6, 2000
+# Like spots are sparser than all, at most by this, and in small clouds by this share of the extent.
+_MOST_SPARSE, _SHARE = 3.0, 0.1
 
 
 def canonical_order(points: Floats) -> NDArray[np.int64]:
@@ -46,34 +48,54 @@ def num_distinct(ordered: Floats) -> int:
     return int((ordered[1:] != ordered[:-1]).any(axis=1).sum()) + min(1, len(ordered))
 
 
-def steps_aside(cloud: Floats) -> Floats:
+def steps_aside(cloud: Floats, times: float = 1.0) -> Floats:
     """Return steps (S, D) by which spots are moved aside to see what chance gives.
 
     They lead along the cloud, never out of it: a step off a plane of spots finds none, and would
-    make chance look smaller than it is.
+    make chance look smaller than it is. Where partners are sought farther than usual they are as
+    many `times` longer.
     """
     centred = cloud - cloud.mean(axis=0)
     axes = np.linalg.eigh(centred.T @ centred)[1].T
     extent = np.ptp(centred @ axes.T, axis=0)
     wide = extent >= min(_WIDE * _ASIDE, _ROUND * float(extent.max()))
-    return np.concatenate([_ASIDE * axes[wide], -_ASIDE * axes[wide]])
+    return times * np.concatenate([_ASIDE * axes[wide], -_ASIDE * axes[wide]])
 
 
-def crowding(fixed: Floats, moving: Floats) -> float:
+def crowding(
+    fixed: Floats, moving: Floats, on_shelves: tuple[Floats, Floats] | None = None
+) -> float:
     """Return by how much nearer moving spots lie than fixed ones: 1 unless they clearly do.
 
     What is near for a spot without a partner depends on the denser cloud. Of neighbours further
     on: spots that were found twice have one next to them in any cloud.
+
+    Parameters
+    ----------
+    fixed, moving : (N, D), (M, D) ndarrays
+    on_shelves : pair of ndarrays, optional
+        The same where spots of different classes are apart. Only like spots are in one another's
+        way: where they lie farther apart than all fixed spots do, more than 1 is returned.
     """
     count = min(_CROWD, len(fixed) - 1, len(moving) - 1)
     if count < _CROWD:
         return 1.0
-    ours, theirs = (
-        float(np.median(cKDTree(cloud).query(_some(cloud), k=[count + 1])[0]))
-        for cloud in (fixed, moving)
-    )
+    ours = _usual_distance(fixed, count)
+    if on_shelves is None:
+        theirs = _usual_distance(moving, count)
+    else:
+        theirs = min(_usual_distance(cloud, count) for cloud in on_shelves)
     ratio = theirs / ours if ours > 0 else 1.0
-    return max(ratio, _MOST_CROWDED) if ratio < _CROWDED else 1.0
+    if ratio < _CROWDED:
+        return max(ratio, _MOST_CROWDED)
+    if on_shelves is None:
+        return 1.0
+    return max(1.0, min(ratio, _MOST_SPARSE, _SHARE * float(np.ptp(fixed, axis=0).max())))
+
+
+def _usual_distance(cloud: Floats, count: int) -> float:
+    """Return the median distance of points to their `count`-th neighbour, from some of them."""
+    return float(np.median(cKDTree(cloud).query(_some(cloud), k=[count + 1])[0]))
 
 
 def _some(cloud: Floats) -> Floats:

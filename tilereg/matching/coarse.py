@@ -20,24 +20,23 @@ from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
-from scipy.stats import binom
 
 from tilereg.affine import fit_affine, fit_rigid, fit_translation, num_parameters
-from tilereg.matching.cells import CellList
-from tilereg.matching.clouds import crowding, steps_aside
+from tilereg.matching.clouds import crowding
 from tilereg.matching.constellations import match_constellations
+from tilereg.matching.evidence import Chance
+from tilereg.matching.shelves import ALIKE, Shelves
 from tilereg.matching.turns import followed
 from tilereg.sampling import farthest_points
-from tilereg.transform import Affine, Transform
+from tilereg.transform import Affine
 
-__all__ = ["Candidate", "Coarse", "find_pose", "pose_evidence"]
+__all__ = ["Candidate", "Coarse", "find_pose"]
 
 Floats = NDArray[np.float64]
+Rows = NDArray[np.int64]
 
-_TOLERANCES = (0.6, 0.35, 0.2, 0.1, 0.05, 0.02, 0.01)
-# How much denser than on average the surroundings of a spot are taken to be.
-_CLUSTERING = 3.0
-_FEWEST_HITS = 10
+# Spots are fitted to their neighbours within these distances, one after the other.
+_TOLERANCES = (0.6, 0.6, 0.35)
 _BLOCK_SIZES = (400, 120)
 _NUM_BLOCKS = 6
 _MOST_BINS = 8_000_000
@@ -120,7 +119,13 @@ class Coarse:
         return bool(np.linalg.det(change.matrix) > 0) and change.stretch <= most
 
 
-def find_pose(fixed: Floats, moving: Floats, *, max_rotation: float = 180.0) -> Coarse:
+def find_pose(
+    fixed: Floats,
+    moving: Floats,
+    *,
+    max_rotation: float = 180.0,
+    shelves: Shelves = ALIKE,
+) -> Coarse:
     """Find the affine map that brings the fixed cloud onto the moving one.
 
     Parameters
@@ -129,13 +134,15 @@ def find_pose(fixed: Floats, moving: Floats, *, max_rotation: float = 180.0) -> 
         Clouds in units of the mean spacing of the fixed one.
     max_rotation : float, degrees
         Poses that rotate further are not searched for.
+    shelves : Shelves, optional
+        Which spots may be partners. Constellations are blind to it, what they find is not.
 
     Returns
     -------
     Coarse
         Its evidence says whether it is more than chance.
     """
-    search = _Search(fixed, moving)
+    search = _Search(fixed, moving, shelves)
     best = Coarse(Affine.identity(fixed.shape[1]), 0.0, "none", 0)
     is_small = len(fixed) <= _SMALL
     # Shapes of small clouds that are alike bring many spots near to others, in wrong poses too.
@@ -148,7 +155,7 @@ def find_pose(fixed: Floats, moving: Floats, *, max_rotation: float = 180.0) -> 
         if best.evidence < clear and best.coverage > _PARTIAL:
             return best
     if is_small and max_rotation > 0:
-        for affine in followed(fixed, moving, max_rotation):
+        for affine in followed(fixed, moving, max_rotation, shelves):
             best = search.closer(best, affine)
     return search.polish(best)
 
@@ -189,13 +196,14 @@ def _rotations(ndim: int, max_rotation: float) -> list[Floats]:
 class _Search:
     """The two clouds with their trees, and what has been tried so far."""
 
-    def __init__(self, fixed: Floats, moving: Floats) -> None:
+    def __init__(self, fixed: Floats, moving: Floats, shelves: Shelves) -> None:
         """Sort both clouds."""
-        self.fixed, self.moving = fixed, moving
-        self.fixed_tree, self.moving_tree = cKDTree(fixed), cKDTree(moving)
-        self.cells = CellList.build(moving, 2.0)
-        self.aside = steps_aside(moving)
-        self.near = crowding(fixed, moving)
+        self.fixed, self.moving, self.shelves = fixed, moving, shelves
+        targets = shelves.targets(moving)
+        self.fixed_tree, self.targets_tree = cKDTree(fixed), cKDTree(targets)
+        on_shelves = (shelves.lifted(fixed), targets) if shelves.has_classes else None
+        self.near = crowding(fixed, moving, on_shelves)
+        self.chance = Chance.of(moving, shelves, self.near)
         self.num_tried = 0
         self.num_poses = 1.0
         rows = np.arange(len(fixed))
@@ -215,8 +223,10 @@ class _Search:
         for reach in (_FIRST_REACH, math.inf) if is_large else (math.inf,):
             for size in dict.fromkeys(min(s, len(self.fixed)) for s in _BLOCK_SIZES):
                 for centre in self.centres[: 1 if size == len(self.fixed) else None]:
-                    block = self._block(centre, size)
-                    for _, shift in self._peaks(block, self.near * _BIN, _MOST_BINS, reach):
+                    rows = self._block(centre, size)
+                    for _, shift in self._peaks(
+                        self.fixed[rows], rows, self.near * _BIN, _MOST_BINS, reach
+                    ):
                         yield Candidate(Affine(eye, shift), int(centre), "vote")
 
     def rotation_candidates(self, max_rotation: float) -> Iterator[Candidate]:
@@ -227,28 +237,36 @@ class _Search:
         peaks = []
         for rotation in _rotations(ndim, max_rotation):
             for centre in centres:
-                block = self._block(centre, size) @ rotation.T
-                for height, shift in self._peaks(block, 2 * self.near * _BIN, _MOST_TURNED_BINS):
+                block = self._block(centre, size)
+                for height, shift in self._peaks(
+                    self.fixed[block] @ rotation.T, block, 2 * self.near * _BIN, _MOST_TURNED_BINS
+                ):
                     candidate = Candidate(Affine(rotation, shift), int(centre), "rotation")
                     peaks.append((height, candidate))
         peaks.sort(key=lambda entry: -entry[0])
         yield from (candidate for _, candidate in peaks[: _MOST_TURNED[ndim]])
 
-    def _block(self, centre: int, size: int) -> Floats:
-        """Return the `size` fixed spots nearest to one of them."""
+    def _block(self, centre: int, size: int) -> Rows:
+        """Return the rows of the `size` fixed spots nearest to one of them."""
         _, rows = self.fixed_tree.query(self.fixed[centre], k=size)
-        return np.asarray(self.fixed[np.atleast_1d(rows)])
+        return np.atleast_1d(rows).astype(np.int64)
 
     def _peaks(
-        self, block: Floats, bin_size: float, most_bins: int, reach: float = math.inf
+        self,
+        block: Floats,
+        rows: Rows,
+        bin_size: float,
+        most_bins: int,
+        reach: float = math.inf,
     ) -> list[tuple[float, Floats]]:
-        """Return (height, shift) of the highest peaks of all differences to a block."""
+        """Return (height, shift) of the highest peaks of all differences to a block of rows."""
         low = np.maximum(self.moving.min(axis=0) - block.max(axis=0) - bin_size, -reach)
         high = np.minimum(self.moving.max(axis=0) - block.min(axis=0) + bin_size, reach)
         if not (low < high).all():
             return []
         bin_size = max(bin_size, float((np.prod(high - low) / most_bins) ** (1 / len(low))))
-        histogram = uniform_filter(self.cells.vote(block, low, high, bin_size), 2)
+        lifted = self.shelves.lifted(block, rows)
+        histogram = uniform_filter(self.chance.cells.vote(lifted, low, high, bin_size), 2)
         self.num_poses += min(histogram.size, len(block) * len(self.moving))
         background = uniform_filter(histogram, 11)
         height = (histogram - background) / np.sqrt(background + 0.02 * histogram.max() + 1e-9)
@@ -264,8 +282,10 @@ class _Search:
 
     def constellation_candidates(self) -> Iterator[Candidate]:
         """Yield rigid maps from matching tetrahedra of neighbours, best match first."""
+        has_classes = self.shelves.has_classes
+        moving_tree = cKDTree(self.moving) if has_classes else self.targets_tree
         for affine, centre in match_constellations(
-            self.fixed, self.moving, self.fixed_tree, self.moving_tree
+            self.fixed, self.moving, self.fixed_tree, moving_tree, self.shelves
         ):
             self.num_poses += 1
             yield Candidate(affine, centre, "constellation")
@@ -286,7 +306,7 @@ class _Search:
     def closer(self, best: Coarse, affine: Affine) -> Coarse:
         """Judge a map of the whole cloud and return it if it beats the best so far."""
         self.num_tried += 1
-        evidence, fitted = self.refine(self.fixed, affine)
+        evidence, fitted = self.refine(np.arange(len(self.fixed)), affine)
         evidence += math.log10(self.num_poses + _NUM_FOLLOWED)
         if evidence < best.evidence:
             return Coarse(fitted, evidence, "rotation", self.num_tried, 1.0)
@@ -300,11 +320,11 @@ class _Search:
         affine, evidence, coverage = candidate.affine, 0.0, 0.0
         size = min(_FIRST_RING, len(self.fixed))
         while True:
-            points = self._block(candidate.centre, size)
-            if len(points) > _MOST_GROWN:
-                picked = np.linspace(0, len(points) - 1, _MOST_GROWN)
-                points = points[picked.astype(np.int64)]
-            found, fitted = self.refine(points, affine)
+            rows = self._block(candidate.centre, size)
+            if len(rows) > _MOST_GROWN:
+                picked = np.linspace(0, len(rows) - 1, _MOST_GROWN)
+                rows = rows[picked.astype(np.int64)]
+            found, fitted = self.refine(rows, affine)
             if found > -2.0 or (evidence < -8 and found > evidence / 2):
                 return affine, evidence, coverage
             affine, evidence = fitted, min(evidence, found)
@@ -313,74 +333,40 @@ class _Search:
                 return affine, evidence, coverage
             size = min(2 * size, len(self.fixed))
 
-    def refine(self, points: Floats, affine: Affine) -> tuple[float, Affine]:
-        """Fit to nearest neighbours twice; return the evidence and the fitted map."""
-        for tolerance in (_TOLERANCES[0], _TOLERANCES[0], _TOLERANCES[1]):
-            pairs = self._pairs(points, affine, self.near * tolerance)
+    def refine(self, rows: Rows, affine: Affine) -> tuple[float, Affine]:
+        """Fit fixed spots to nearest neighbours; return the evidence and the fitted map."""
+        for tolerance in _TOLERANCES:
+            pairs = self._pairs(rows, affine, self.near * tolerance)
             if len(pairs[0]) < 3:
                 return 0.0, affine
             fitted = _fit(*pairs)
             if fitted.stretch > _MOST_STRETCH:
                 return 0.0, affine
             affine = fitted
-        model = _model(len(pairs[0]), points.shape[1])
-        return self.evidence(points, affine, num_parameters(model, points.shape[1])), affine
+        ndim = self.fixed.shape[1]
+        parameters = num_parameters(_model(len(pairs[0]), ndim), ndim)
+        return self.chance.evidence(self._moved(rows, affine), parameters), affine
 
-    def _pairs(self, points: Floats, affine: Affine, tolerance: float) -> tuple[Floats, Floats]:
-        """Return the points that have a moving neighbour within the tolerance, and those."""
-        distance, rows = self.moving_tree.query(affine(points), distance_upper_bound=tolerance)
+    def _pairs(self, rows: Rows, affine: Affine, tolerance: float) -> tuple[Floats, Floats]:
+        """Return the fixed spots that have a moving neighbour within the tolerance, and those."""
+        distance, theirs = self.targets_tree.query(
+            self._moved(rows, affine), distance_upper_bound=tolerance
+        )
         near = np.isfinite(distance)
-        return points[near], self.moving[rows[near]]
+        return self.fixed[rows[near]], self.moving[theirs[near]]
 
-    def evidence(self, points: Floats, affine: Affine, parameters: int) -> float:
-        """Return log10 of the chance of as many partners, the best of several tolerances."""
-        return _evidence(affine(points), self.cells, self.aside, parameters)
+    def _moved(self, rows: Rows, affine: Affine) -> Floats:
+        """Return where a map brings fixed spots, on their shelves."""
+        return self.shelves.moved(affine(self.fixed[rows]), rows)
 
     def polish(self, best: Coarse) -> Coarse:
         """Refit the best map to spots spread over the whole cloud."""
         if not best.is_found:
             return best
         rows = np.linspace(0, len(self.fixed) - 1, min(len(self.fixed), 8000)).astype(np.int64)
-        found, fitted = self.refine(self.fixed[rows], best.affine)
+        found, fitted = self.refine(rows, best.affine)
         found += math.log10(self.num_poses)
         return replace(best, affine=fitted, evidence=found) if found < best.evidence else best
-
-
-def pose_evidence(
-    fixed: Floats, moving: Floats, map_: Transform, model: str, pose: Coarse
-) -> float:
-    """Return log10 of the chance that a fitted map gives as many partners as it does.
-
-    For clouds too small to hold spots out: the spots that the parameters of the model could have
-    placed do not count, and the poses that were tried do.
-    """
-    ndim = fixed.shape[1]
-    parameters = num_parameters("affine" if model == "field" else model, ndim)
-    tried = math.log10(len(fixed) * len(moving))
-    if pose.source != "given":
-        tried += math.log10(max(1, pose.num_tried))
-    cells = CellList.build(moving, 2.0)
-    return _evidence(map_(fixed), cells, steps_aside(moving), parameters) + tried
-
-
-def _evidence(predicted: Floats, cells: CellList, aside: Floats, parameters: int) -> float:
-    """Return log10 of the chance of as many partners, the best of several tolerances."""
-    num, ndim = predicted.shape
-    extent = np.ptp(cells.points[:, 3 - ndim :], axis=0) + 1.0
-    density = len(cells.points) / float(np.prod(extent))
-    ball = math.pi if ndim == 2 else 4 / 3 * math.pi
-    spent = math.ceil(parameters / ndim)
-    best = 0.0
-    for tolerance in _TOLERANCES:
-        count = int((cells.count_within(predicted, tolerance) > 0).sum())
-        hits = sum(int((cells.count_within(predicted + a, tolerance) > 0).sum()) for a in aside)
-        chance = hits / (num * len(aside))
-        if hits < _FEWEST_HITS:
-            # Few spots moved aside may all miss: the density says what many would find.
-            chance = min(1.0, max(chance, _CLUSTERING * density * ball * tolerance**ndim))
-        log_chance = binom.logsf(count - spent - 1, max(1, num - spent), chance)
-        best = min(best, float(log_chance) / math.log(10) + math.log10(len(_TOLERANCES)))
-    return best
 
 
 def _model(num_pairs: int, ndim: int) -> str:

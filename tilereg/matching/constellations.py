@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from tilereg.affine import fit_rigid
+from tilereg.matching.shelves import ALIKE, Shelves
 from tilereg.transform import Affine
 
 __all__ = ["match_constellations"]
@@ -34,7 +35,11 @@ _SUPPORT_RADIUS = 0.33
 
 
 def match_constellations(
-    fixed: Floats, moving: Floats, fixed_tree: cKDTree, moving_tree: cKDTree
+    fixed: Floats,
+    moving: Floats,
+    fixed_tree: cKDTree,
+    moving_tree: cKDTree,
+    shelves: Shelves = ALIKE,
 ) -> Iterator[tuple[Affine, int]]:
     """Yield rigid maps and the fixed row that each is believed around, best supported first.
 
@@ -44,6 +49,8 @@ def match_constellations(
         Clouds in units of the mean distance of nearest neighbours.
     fixed_tree, moving_tree : cKDTree
         Trees of the two clouds.
+    shelves : Shelves, optional
+        Which spots may be partners: tetrahedra are found without, their support is not.
     """
     if min(len(fixed), len(moving)) <= _NEIGHBOURS:
         return
@@ -52,11 +59,13 @@ def match_constellations(
         _describe(fixed, seeds, fixed_tree),
         _describe(moving, np.arange(len(moving)), moving_tree),
     )
+    targets_tree = cKDTree(shelves.targets(moving)) if shelves.has_classes else moving_tree
     ranked = []
     for source, target in pairs:
         rigid = fit_rigid(fixed[source], moving[target])
         _, rows = fixed_tree.query(fixed[source[0]], k=min(_SUPPORT, len(fixed)))
-        distance, _ = moving_tree.query(rigid(fixed[rows]), distance_upper_bound=_SUPPORT_RADIUS)
+        moved = shelves.moved(rigid(fixed[rows]), rows)
+        distance, _ = targets_tree.query(moved, distance_upper_bound=_SUPPORT_RADIUS)
         ranked.append((int(np.isfinite(distance).sum()), rigid, int(source[0])))
     ranked.sort(key=lambda entry: -entry[0])
     yield from ((rigid, centre) for _, rigid, centre in ranked[:30])

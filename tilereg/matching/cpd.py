@@ -75,7 +75,7 @@ class _Cpd:
         found = Found(
             map=map_,
             sigma=pair_sigma(
-                map_(problem.fixed), problem.moving, result.sigma, aside=problem.aside
+                problem.moved(map_), problem.targets, result.sigma, aside=problem.aside
             ),
             model=chosen.model,
             field="coherent" if chosen.model == "field" else None,
@@ -92,18 +92,12 @@ class _Cpd:
     def _extended(self, found: Found) -> Found:
         """Extend a map to what the drift does not reach, and fit its pairs by kriging."""
         problem = self.problem
-        extension = extend(
-            problem.fixed,
-            problem.moving,
-            problem.held,
-            found.map,
-            found.sigma,
-            problem.box,
-            is_simple=found.model in SIMPLE_MODELS,
-        )
+        is_simple = found.model in SIMPLE_MODELS
+        extension = extend(problem, found.map, found.sigma, is_simple=is_simple)
         if extension is None:
             return by_kriging(problem, found)
-        seen = pair_sigma(extension.transform(problem.fixed), problem.moving, extension.sigma)
+        moved = problem.moved(extension.transform)
+        seen = pair_sigma(moved, problem.targets, extension.sigma)
         extended = replace(
             found,
             map=extension.transform,
@@ -122,14 +116,14 @@ class _Cpd:
         """Run the drift with a prior, from votes or from the field of an earlier one."""
         problem = self.problem
         source = problem.fitted
-        base = self.affine(source)
+        base = problem.moved(self.affine, problem.fitted_rows)
         lattice = Lattice.cover(*problem.box, prior.spacing)
         near = problem.crowding
         sigma = _WIDE * near
         if earlier is not None:
             sigma = min(sigma, max(_AGAIN * near, _WIDER * earlier.sigma))
         if start is None and len(source) >= _FEW:
-            cells = CellList.build(problem.moving, near * _VOTE_CELL)
+            cells = CellList.build(problem.targets, near * _VOTE_CELL)
             votes = count_votes(source, base, cells, near)
             coarse = Lattice.cover(*problem.box, _VOTING.spacing)
             voted, _ = fit_votes(votes, coarse, _VOTING)
@@ -143,7 +137,7 @@ class _Cpd:
         found = drift(
             source,
             base,
-            problem.moving,
+            problem.targets,
             lattice,
             prior,
             density=problem.density,
@@ -156,31 +150,34 @@ class _Cpd:
 
     def _select(self, found: Drift, lattice: Lattice) -> Selection:
         """Choose the model from the pairs of a first drift."""
-        source, moving = self.problem.fitted, self.problem.moving
-        moved = self.affine(source) + lattice.field(found.solution.coefficients)(source)
+        problem, source = self.problem, self.problem.fitted
+        moved = problem.moved(self.affine, problem.fitted_rows)
+        moved = moved + lattice.field(found.solution.coefficients)(source)
         reach = GATE * math.sqrt(source.shape[1]) * found.sigma
-        ours, theirs = mutual_neighbours(moved, moving, reach)
+        ours, theirs = mutual_neighbours(moved, problem.targets, reach)
         if len(ours) < FEWEST_PAIRS:
             return Selection("translation", _FIRST, {})
         base = self.affine(source[ours])
-        return select_model(source[ours], base, moving[theirs], found.sigma, beta=self.problem.beta)
+        target = problem.moving[theirs]
+        return select_model(source[ours], base, target, found.sigma, beta=problem.beta)
 
     def _simple(self, model: str, found: Drift) -> Affine:
         """Fit a rigid or affine model to the partners of a first drift, then to near pairs."""
-        source, moving = self.problem.fitted, self.problem.moving
+        problem, source = self.problem, self.problem.fitted
         near = found.posterior > _NEAR
         if near.sum() < FEWEST_PAIRS - 1:
             return self.affine
-        map_ = fit_simple(model, source[near], found.partner[near], found.posterior[near])
-        tree = cKDTree(moving)
+        partner = problem.shelves.lowered(found.partner, problem.fitted_rows)
+        map_ = fit_simple(model, source[near], partner[near], found.posterior[near])
+        tree = cKDTree(problem.targets)
         for _ in range(_ROUNDS):
-            distance, rows = tree.query(map_(source))
+            distance, rows = tree.query(problem.moved(map_, problem.fitted_rows))
             scale = max(float(np.median(distance[near])), 1e-6)
             weights = np.where(
                 distance < 6 * scale, 1 / (1 + (distance / (2 * scale)) ** 2) ** 2, 0
             )
             if (weights > 0).sum() < FEWEST_PAIRS - 1:
                 break
-            map_ = fit_simple(model, source, moving[rows], weights)
+            map_ = fit_simple(model, source, problem.moving[rows], weights)
             near = weights > 0
         return map_

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 
 from tilereg.errors import InputError
 from tilereg.matching.coarse import Coarse
 from tilereg.matching.problem import Found, Problem
 
-__all__ = ["METHODS", "Engine", "engine"]
+__all__ = ["METHODS", "Engine", "check_given", "engine"]
 
 Engine = Callable[[Problem, Coarse], Found]
 
@@ -17,6 +17,9 @@ Engine = Callable[[Problem, Coarse], Found]
 _PLACES = {"cpd": "cpd.cpd"}
 
 METHODS = tuple(_PLACES)
+
+# What else an engine can use. What is not named here is refused, never ignored in silence.
+_USED = {"cpd": {"spot classes"}}
 
 
 def engine(method: str) -> Engine:
@@ -32,3 +35,25 @@ def engine(method: str) -> Engine:
     module, function = _PLACES[method].split(".")
     found: Engine = getattr(import_module(f"tilereg.matching.{module}"), function)
     return found
+
+
+def check_given(method: str, given: Mapping[str, bool]) -> None:
+    """Raise if an engine cannot use what is given.
+
+    Parameters
+    ----------
+    method : str
+    given : mapping of str to bool
+        What there may be, and whether it is there.
+
+    Raises
+    ------
+    InputError
+        Naming the engines that can.
+    """
+    for what, is_there in given.items():
+        if is_there and what not in _USED.get(method, set()):
+            able = ", ".join(f"'{name}'" for name in METHODS if what in _USED.get(name, set()))
+            raise InputError(
+                f"Method '{method}' cannot use {what}. Use one of {able}, or leave them out."
+            )

@@ -16,9 +16,9 @@ from scipy.spatial import cKDTree
 
 from tilereg.field import fit_field
 from tilereg.kriging import fit_kriging
-from tilereg.matching.clouds import steps_aside
 from tilereg.matching.growth import Growth, assign_rest, grow
 from tilereg.matching.pairing import GATE, mutual_neighbours, pair_sigma, wide_pairs
+from tilereg.matching.problem import Problem
 from tilereg.transform import Transform
 
 __all__ = ["Extension", "extend"]
@@ -68,33 +68,23 @@ class Extension:
 
 
 def extend(
-    fixed: Floats,
-    moving: Floats,
-    held: NDArray[np.bool_],
-    map_: Transform,
-    sigma: float,
-    box: tuple[Floats, Floats],
-    *,
-    is_simple: bool = False,
+    problem: Problem, map_: Transform, sigma: float, *, is_simple: bool = False
 ) -> Extension | None:
     """Return the map that is closest to the held-out spots' partners; None if nothing is closer.
 
     Parameters
     ----------
-    fixed, moving : (N, D), (M, D) ndarrays
-        In units of the mean spacing.
-    held : (N,) bool ndarray
-        Spots that judge. They take their partners, but never enter a fit, nor tell about others.
+    problem : Problem
+        Its held-out spots judge. They take their partners, but never enter a fit, nor tell about
+        others.
     map_ : Transform
         From where to extend.
     sigma : float
         Standard deviation of a pair an axis.
-    box : pair of (D,) ndarrays
-        Where the field may vary.
     is_simple : bool
         Whether the map has no field yet: then one must be clearly better.
     """
-    scene = _Scene(fixed, moving, held, box, steps_aside(moving))
+    scene = _Scene(problem)
     best, least = None, scene.misses(map_)
     last: tuple[bytes, bytes] | None = None
     failures = 0
@@ -126,15 +116,13 @@ def extend(
 class _Scene:
     """What does not change from round to round."""
 
-    fixed: Floats
-    moving: Floats
-    held: NDArray[np.bool_]
-    box: tuple[Floats, Floats]
-    aside: Floats
+    problem: Problem
 
     def misses(self, map_: Transform) -> tuple[float, float]:
         """Return by how much held-out spots miss a partner, at most a spacing: mean, mean log."""
-        distance = cKDTree(self.moving).query(map_(self.fixed[self.held]))[0]
+        problem = self.problem
+        rows = np.flatnonzero(problem.held)
+        distance = cKDTree(problem.targets).query(problem.moved(map_, rows))[0]
         distance = np.minimum(distance, 1.0)
         return float(distance.mean()), float(np.log(distance + _EXACT).mean())
 
@@ -145,39 +133,50 @@ class _Scene:
 
         And where from: 'grown' or 'assigned' where many were added, else 'near'.
         """
-        ndim = self.fixed.shape[1]
-        moved = map_(self.fixed)
+        problem = self.problem
+        ndim = problem.fixed.shape[1]
+        moved, targets = problem.moved(map_), problem.targets
         near = GATE * math.sqrt(ndim) * sigma
-        ours, theirs = mutual_neighbours(moved, self.moving, near)
+        ours, theirs = mutual_neighbours(moved, targets, near)
         if not is_first and len(ours) <= _MOST_REFITTED:
-            ours, theirs = wide_pairs(moved, self.moving, self.aside, near)
+            ours, theirs = wide_pairs(moved, targets, problem.aside, near)
         if len(ours) <= 2 * ndim:
             return None
         growth, source = Growth(ours, theirs, 0.0), "near"
         for name, add in (("grown", grow), ("assigned", assign_rest)):
             if name == "assigned" and (is_first or len(ours) > _MOST_REFITTED):
                 break
-            found = add(self.fixed, moved, self.moving, ours, theirs, sigma=sigma, judges=self.held)
+            found = add(
+                problem.fixed,
+                moved,
+                targets,
+                ours,
+                theirs,
+                sigma=sigma,
+                judges=problem.held,
+                aside=problem.aside,
+            )
             if found.is_gain_over(len(ours)):
                 growth, source = found, name
                 break
         if source == "near" and len(ours) > _MOST_REFITTED:
             return None
-        if (~self.held[growth.fixed_rows]).sum() <= 2 * ndim:
+        if (~problem.held[growth.fixed_rows]).sum() <= 2 * ndim:
             return None
         return (growth.fixed_rows, growth.moving_rows), source
 
     def fit(self, ours: Rows, theirs: Rows) -> Extension:
         """Fit a map to pairs, those of held-out spots left out."""
-        ndim = self.fixed.shape[1]
-        used = ~self.held[ours]
-        x, y = self.fixed[ours[used]], self.moving[theirs[used]]
+        problem = self.problem
+        ndim = problem.fixed.shape[1]
+        used = ~problem.held[ours]
+        x, y = problem.fixed[ours[used]], problem.moving[theirs[used]]
         if len(x) > _MOST_REFITTED:
             # The growth has left out what contradicts its neighbours.
-            plate = fit_field(x, y, domain=self.box, robust=False).transform
-            guess = pair_sigma(plate(self.fixed), self.moving, 0.1, self.held)
+            plate = fit_field(x, y, domain=problem.box, robust=False).transform
+            guess = pair_sigma(problem.moved(plate), problem.targets, 0.1, problem.held)
             return Extension(plate, guess, math.inf, ours, theirs, is_plate=True)
-        fit = fit_kriging(x, y, domain=self.box)
+        fit = fit_kriging(x, y, domain=problem.box)
         # The pairs' own residuals matter where a lattice is too coarse for the field.
         own = np.linalg.norm(fit.transform(x) - y, axis=1)[fit.is_kept]
         length = max(float(np.nanmedian(fit.residual)), float(np.median(own)))

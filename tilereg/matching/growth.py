@@ -91,6 +91,7 @@ def grow(
     *,
     sigma: float = 0.0,
     judges: NDArray[np.bool_] | None = None,
+    aside: Floats | None = None,
 ) -> Growth:
     """Add the pairs that follow from the known ones.
 
@@ -99,20 +100,23 @@ def grow(
     fixed : (N, D) ndarray
         In units of the mean spacing.
     moved : (N, D) ndarray
-        Where the map so far brings them.
+        Where the map so far brings them, on their shelves.
     moving : (M, D) ndarray
+        On their shelves too.
     ours, theirs : (K,) ndarrays
         Rows of known pairs.
     sigma : float
         Standard deviation of a known pair an axis.
     judges : (N,) bool ndarray, optional
         Spots that are given partners like all others, but tell nothing about other spots.
+    aside : (S, D) ndarray, optional
+        Steps that part all pairs. Default: those of the moving cloud.
 
     Returns
     -------
     Growth
     """
-    scene = _Scene.of(fixed, moved, moving, sigma, judges)
+    scene = _Scene.of(fixed, moved, moving, sigma, judges, aside)
     if scene.tells[ours].sum() < fixed.shape[1] + 2:
         return Growth(ours, theirs, 0.0)
     partner = np.full(len(fixed), -1, dtype=np.int64)
@@ -139,6 +143,7 @@ def assign_rest(
     *,
     sigma: float = 0.0,
     judges: NDArray[np.bool_] | None = None,
+    aside: Floats | None = None,
 ) -> Growth:
     """Assign the spots that have no partner to each other, those left out that contradict.
 
@@ -147,7 +152,7 @@ def assign_rest(
     of `grow`; nothing is added where many are left.
     """
     rest = np.setdiff1d(np.arange(len(fixed)), ours), np.setdiff1d(np.arange(len(moving)), theirs)
-    scene = _Scene.of(fixed, moved, moving, sigma, judges)
+    scene = _Scene.of(fixed, moved, moving, sigma, judges, aside)
     is_few = scene.tells[ours].sum() < fixed.shape[1] + 2
     if is_few or not 0 < max(map(len, rest)) <= _MOST_LEFT:
         return Growth(ours, theirs, 0.0)
@@ -194,11 +199,13 @@ class _Scene:
         moving: Floats,
         sigma: float,
         judges: NDArray[np.bool_] | None,
+        aside: Floats | None,
     ) -> _Scene:
         """Gather what does not change."""
         tells = np.ones(len(fixed), dtype=bool) if judges is None else ~judges
         noise = math.sqrt(fixed.shape[1]) * sigma
-        return cls(fixed, moved, moving, noise, steps_aside(moving), tells)
+        steps = steps_aside(moving) if aside is None else aside
+        return cls(fixed, moved, moving, noise, steps, tells)
 
     def rim(self, partner: Rows) -> Rows:
         """Return the spots without a partner next to those that have one."""

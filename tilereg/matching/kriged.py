@@ -17,23 +17,20 @@ def by_kriging(problem: Problem, found: Found) -> Found:
         return found
     must = problem.field == "kriging"
     fit = fit_judge(
-        problem.fixed,
-        problem.moving,
-        problem.held,
+        problem,
         found.map,
         found.sigma,
-        problem.box,
         pairs=found.grown,
         name=found.field,
         must=must,
     )
     if fit is None:
         return found
-    moved = fit.transform(problem.fixed)
+    moved = problem.moved(fit.transform)
     return replace(
         found,
         map=fit.transform,
-        sigma=pair_sigma(moved, problem.moving, found.sigma, aside=problem.aside),
+        sigma=pair_sigma(moved, problem.targets, found.sigma, aside=problem.aside),
         field="kriging",
         beta=fit.beta,
         num_compared=found.num_compared + (not must),
@@ -43,9 +40,8 @@ def by_kriging(problem: Problem, found: Found) -> Found:
 
 def refit(problem: Problem, found: Found) -> Refit | None:
     """Fit a field of the same kind to all pairs; None for an engine's own."""
-    fixed, moving = problem.fixed, problem.moving
     if found.field == "kriging":
-        return fit_all(fixed, moving, found.map, found.sigma, problem.box, pairs=found.grown)
+        return fit_all(problem, found.map, found.sigma, pairs=found.grown)
     if found.grown is None:
         return None
-    return fit_plate(fixed, moving, *found.grown, problem.box)
+    return fit_plate(problem, *found.grown)

@@ -10,13 +10,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from tilereg.errors import InputError
 from tilereg.lattice import Lattice
-from tilereg.matching.clouds import Unit, canonical_order, num_distinct
+from tilereg.matching.classes import Arrangement, arrange, check_classes
+from tilereg.matching.clouds import Unit, num_distinct
 from tilereg.matching.coarse import Coarse, find_pose
-from tilereg.matching.engines import METHODS, engine
+from tilereg.matching.engines import METHODS, check_given, engine
 from tilereg.matching.kriged import refit
 from tilereg.matching.pairing import GATE
 from tilereg.matching.problem import FEWEST_PAIRS, Found, Problem
 from tilereg.matching.result import Match, correspondences, in_rows, nothing
+from tilereg.matching.shelves import Shelves
 from tilereg.matching.verdict import judge
 from tilereg.points import Spots, check_points
 from tilereg.smoothing import Coherent
@@ -51,6 +53,8 @@ def match_spots(
     domain: tuple[ArrayLike, ArrayLike] | None = None,
     max_iterations: int = 100,
     seed: int = 0,
+    fixed_class: ArrayLike | None = None,
+    moving_class: ArrayLike | None = None,
 ) -> Match:
     """Match two clouds that are related by a pose and a smooth deformation.
 
@@ -84,6 +88,10 @@ def match_spots(
         Most iterations of a stage.
     seed : int
         Which spots are held out.
+    fixed_class, moving_class : (N,), (M,) array_like of int or str, optional
+        Class of each spot, such as its gene. Only spots of the same class are paired, in every
+        step, and chance is that of like spots. Those of a class that only one cloud has are left
+        out; the result's `message` says so. Default: all spots are alike.
 
     Returns
     -------
@@ -92,8 +100,9 @@ def match_spots(
     Raises
     ------
     InputError
-        If a cloud is not (N, 2) or (N, 3), the dimensions differ, a number is not finite, or the
-        method or the field is unknown.
+        If a cloud is not (N, 2) or (N, 3), the dimensions differ, a number is not finite, the
+        method or the field is unknown, the classes cannot be compared, or the method cannot use
+        what is given.
 
     Notes
     -----
@@ -118,16 +127,21 @@ def match_spots(
     x, y = _cloud(fixed, "fixed points"), _cloud(moving, "moving points")
     _check_axes(x, y, initial)
     _check_numbers(max_rotation, w, beta, max_iterations)
-    rows = canonical_order(x), canonical_order(y)
+    classes = check_classes(fixed_class, moving_class, len(x), len(y))
+    check_given(method, {"spot classes": classes is not None})
+    arranged = arrange(x, y, classes)
+    rows = arranged.rows
     x, y = x[rows[0]], y[rows[1]]
     counts = num_distinct(x), num_distinct(y)
     if min(counts) < FEWEST_PAIRS:
-        return nothing(x, f"{counts[0]} fixed and {counts[1]} moving spots are too few to match.")
+        message = f"{counts[0]} fixed and {counts[1]} moving spots are too few to match."
+        return _told(nothing(x, message), arranged)
     unit = Unit.of(x, y)
     box = (x.min(axis=0), x.max(axis=0)) if domain is None else domain
+    inner = unit.fixed(x), unit.moving(y)
     problem = Problem(
-        fixed=unit.fixed(x),
-        moving=unit.moving(y),
+        fixed=inner[0],
+        moving=inner[1],
         low=unit.fixed(np.atleast_2d(np.asarray(box[0], dtype=np.float64)))[0],
         high=unit.fixed(np.atleast_2d(np.asarray(box[1], dtype=np.float64)))[0],
         held=_hold_out(len(x), held_out, seed),
@@ -135,23 +149,37 @@ def match_spots(
         beta=None if beta is None else beta / unit.scale,
         field=field,
         max_iterations=max_iterations,
+        shelves=Shelves.of(arranged.numbers, *inner),
     )
     _check_width(problem, beta)
     pose = (
-        find_pose(problem.fitted, problem.moving, max_rotation=max_rotation)
+        find_pose(
+            problem.fitted,
+            problem.moving,
+            max_rotation=max_rotation,
+            shelves=problem.shelves.take(problem.fitted_rows),
+        )
         if initial is None
         else Coarse(unit.affine_in(initial), -math.inf, "given", 0, 1.0)
     )
     if not pose.is_found:
-        return nothing(
-            x,
+        message = (
             f"The best of {pose.num_tried} poses gives no more partners than chance does "
-            f"(log10 of its probability {pose.evidence:.1f}).",
-            status="no registration",
-            spacing=unit.scale,
+            f"(log10 of its probability {pose.evidence:.1f})."
         )
+        none = nothing(x, message, status="no registration", spacing=unit.scale)
+        return _told(none, arranged)
     found = _assembled(problem, engine(method)(problem, pose), pose, unit, x, y)
-    return replace(found, correspondences=in_rows(found.correspondences, *rows))
+    found = replace(found, correspondences=in_rows(found.correspondences, *rows))
+    return _told(found, arranged)
+
+
+def _told(match: Match, arranged: Arrangement) -> Match:
+    """Say which spots were left out for their class."""
+    if not arranged.message:
+        return match
+    details = match.details | {"alone": arranged.alone}
+    return replace(match, message=f"{match.message} {arranged.message}", details=details)
 
 
 def _assembled(
@@ -164,7 +192,7 @@ def _assembled(
     moved = final(problem.fixed)
     moved[problem.held] = found.map(problem.fixed[problem.held])
     rows = None if new is None else (new.fixed_rows, new.moving_rows)
-    pairs = correspondences(problem.fixed, moved, problem.moving, found.sigma, problem.held, rows)
+    pairs = correspondences(problem, moved, found.sigma, rows)
     pairs = replace(
         pairs,
         fixed=x[pairs.fixed_index],

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tilereg.matching.clouds import crowding, steps_aside
-from tilereg.matching.drift import local_density
-from tilereg.matching.extension import Extension
+from tilereg.matching.shelves import ALIKE, Shelves
 from tilereg.transform import Transform
+
+if TYPE_CHECKING:
+    from tilereg.matching.extension import Extension
 
 __all__ = ["FEWEST_PAIRS", "Found", "Problem"]
 
@@ -42,6 +46,8 @@ class Problem:
         'auto', 'coherent' or 'kriging', see `match_spots`.
     max_iterations : int
         Most iterations of a stage.
+    shelves : Shelves
+        Which spots may be partners: where clouds lie while partners are sought.
     """
 
     fixed: Floats
@@ -53,6 +59,12 @@ class Problem:
     beta: float | None
     field: str
     max_iterations: int
+    shelves: Shelves = ALIKE
+
+    @cached_property
+    def fitted_rows(self) -> Rows:
+        """Rows of the fixed spots that may enter a fit."""
+        return np.flatnonzero(~self.held)
 
     @cached_property
     def fitted(self) -> Floats:
@@ -60,19 +72,30 @@ class Problem:
         return self.fixed[~self.held]
 
     @cached_property
+    def targets(self) -> Floats:
+        """The moving spots where partners are sought among them."""
+        return self.shelves.targets(self.moving)
+
+    def moved(self, map_: Callable[[Floats], Floats], rows: Rows | None = None) -> Floats:
+        """Bring fixed spots, all or some, to where their partners are sought among `targets`."""
+        return self.shelves.moved(map_(self.fixed if rows is None else self.fixed[rows]), rows)
+
+    @cached_property
     def density(self) -> Floats:
-        """Local density of the moving spots."""
-        return local_density(self.moving)
+        """Local density of the moving spots, of like ones."""
+        return self.shelves.density(self.moving)
 
     @cached_property
     def crowding(self) -> float:
         """By how much nearer moving spots lie than fixed ones."""
-        return crowding(self.fixed, self.moving)
+        if not self.shelves.has_classes:
+            return crowding(self.fixed, self.moving)
+        return crowding(self.fixed, self.moving, (self.shelves.lifted(self.fixed), self.targets))
 
     @cached_property
     def aside(self) -> Floats:
         """Steps (S, D) that part all pairs: what is paired then is by chance."""
-        return steps_aside(self.moving)
+        return steps_aside(self.moving, max(1.0, self.crowding))
 
     @property
     def box(self) -> tuple[Floats, Floats]:

@@ -17,16 +17,15 @@ from scipy.spatial import cKDTree
 from tilereg.blas import one_thread
 from tilereg.field import fit_field
 from tilereg.kriging import Kriging, LeaveOut, bent, fit_kriging
-from tilereg.matching.clouds import steps_aside
 from tilereg.matching.growth import assign_rest, grow
 from tilereg.matching.pairing import GATE, mutual_neighbours, wide_pairs
+from tilereg.matching.problem import Problem
 from tilereg.transform import Transform
 
 __all__ = ["Refit", "exchanged", "fit_all", "fit_judge", "fit_plate"]
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
-Box = tuple[Floats, Floats]
 
 # Held-out spots are few, and their own noise is larger than what two maps differ by: the map
 # of the drift is kept only where they are so many standard errors, or so many, for it.
@@ -66,12 +65,9 @@ class Refit:
 
 
 def fit_judge(
-    fixed: Floats,
-    moving: Floats,
-    held: NDArray[np.bool_],
+    problem: Problem,
     map_: Transform,
     sigma: float,
-    box: Box,
     *,
     pairs: tuple[Rows, Rows] | None = None,
     name: str = "coherent",
@@ -83,15 +79,11 @@ def fit_judge(
 
     Parameters
     ----------
-    fixed, moving : (N, D), (M, D) ndarrays
-        In units of the mean spacing.
-    held : (N,) bool ndarray
-        Spots that judge. They take their partners, but no fit sees them.
+    problem : Problem
+        Its held-out spots judge. They take their partners, but no fit sees them.
     map_ : Transform
     sigma : float
         Standard deviation of a pair an axis.
-    box : pair of (D,) ndarrays
-        Where the field may vary.
     pairs : tuple of (K,) ndarrays, optional
         Rows of pairs that have grown; then the map is kept unless it is clearly worse. Default:
         the mutual nearest spots within three standard deviations.
@@ -100,16 +92,18 @@ def fit_judge(
     must : bool
         Whether the field is fitted whatever the held-out spots say, or where there are none.
     """
+    fixed, moving = problem.fixed, problem.moving
     ndim = fixed.shape[1]
     is_grown = pairs is not None
     if pairs is None:
-        pairs = mutual_neighbours(map_(fixed), moving, GATE * math.sqrt(ndim) * sigma)
+        near = GATE * math.sqrt(ndim) * sigma
+        pairs = mutual_neighbours(problem.moved(map_), problem.targets, near)
     ours, theirs = pairs
-    used = ~held[ours]
+    used = ~problem.held[ours]
     judges = int((~used).sum())
     if used.sum() <= 2 * ndim or (judges < _FEWEST_JUDGES and not must):
         return None
-    fit = fit_kriging(fixed[ours[used]], moving[theirs[used]], domain=box)
+    fit = fit_kriging(fixed[ours[used]], moving[theirs[used]], domain=problem.box)
     losses = {}
     if judges:
         x, y = fixed[ours[~used]], moving[theirs[~used]]
@@ -127,13 +121,7 @@ def fit_judge(
 
 
 def fit_all(
-    fixed: Floats,
-    moving: Floats,
-    judge: Transform,
-    sigma: float,
-    box: Box,
-    *,
-    pairs: tuple[Rows, Rows] | None = None,
+    problem: Problem, judge: Transform, sigma: float, *, pairs: tuple[Rows, Rows] | None = None
 ) -> Refit:
     """Fit a field by kriging to all pairs of a map, those of held-out spots too.
 
@@ -141,20 +129,21 @@ def fit_all(
     they are `pairs`, or else the mutual nearest spots within three standard deviations.
     Parameters are those of `fit_judge`; `judge` is the map that has not seen the held-out spots.
     """
-    moved = judge(fixed)
+    fixed, moving, box = problem.fixed, problem.moving, problem.box
+    moved, targets = problem.moved(judge), problem.targets
     near = GATE * math.sqrt(fixed.shape[1]) * sigma
     if len(fixed) > _FEW:
-        ours, theirs = mutual_neighbours(moved, moving, near) if pairs is None else pairs
+        ours, theirs = mutual_neighbours(moved, targets, near) if pairs is None else pairs
         return _of_kriging(fit_kriging(fixed[ours], moving[theirs], domain=box), ours, theirs)
-    ours, theirs = wide_pairs(moved, moving, steps_aside(moving), near)
+    ours, theirs = wide_pairs(moved, targets, problem.aside, near)
     for add in (grow, assign_rest):
-        found = add(fixed, moved, moving, ours, theirs, sigma=sigma)
+        found = add(fixed, moved, targets, ours, theirs, sigma=sigma, aside=problem.aside)
         # Chance must explain hardly any of what is added, be it a single pair.
         if len(found.fixed_rows) - len(ours) > 5 * found.by_chance:
             ours, theirs = found.fixed_rows, found.moving_rows
     fit = fit_kriging(fixed[ours], moving[theirs], domain=box)
     for _ in range(_MOST_ROUNDS):
-        better = exchanged(fixed[ours], moving[theirs], fit)
+        better = exchanged(fixed[ours], moving[theirs], fit, problem.shelves.classes(ours))
         if (better == np.arange(len(theirs))).all():
             break
         theirs = theirs[better]
@@ -162,13 +151,14 @@ def fit_all(
     return _of_kriging(fit, ours, theirs)
 
 
-def fit_plate(fixed: Floats, moving: Floats, ours: Rows, theirs: Rows, box: Box) -> Refit:
+def fit_plate(problem: Problem, ours: Rows, theirs: Rows) -> Refit:
     """Fit a thin-plate spline to all of many pairs that have grown, which left out wrong ones."""
-    plate = fit_field(fixed[ours], moving[theirs], domain=box, robust=False).transform
+    x, y = problem.fixed[ours], problem.moving[theirs]
+    plate = fit_field(x, y, domain=problem.box, robust=False).transform
     return Refit(plate, math.inf, ours, theirs)
 
 
-def exchanged(fixed: Floats, moving: Floats, fit: Kriging) -> Rows:
+def exchanged(fixed: Floats, moving: Floats, fit: Kriging, classes: Rows | None = None) -> Rows:
     """Return the order (K,) of the moving points in which no two neighbours should exchange.
 
     Parameters
@@ -177,6 +167,8 @@ def exchanged(fixed: Floats, moving: Floats, fit: Kriging) -> Rows:
         Pairs.
     fit : Kriging
         Fitted to them.
+    classes : (K,) int ndarray, optional
+        Only pairs of one class may exchange.
 
     Notes
     -----
@@ -189,10 +181,13 @@ def exchanged(fixed: Floats, moving: Floats, fit: Kriging) -> Rows:
     points = (fixed - fixed.mean(axis=0)) / fit.unit
     targets = (moving - fixed.mean(axis=0)) / fit.unit
     near = cKDTree(points).query(points, k=_NEIGHBOURS + 1)[1][:, 1:]
+    kinds = np.zeros(len(points)) if classes is None else classes
+    # Of several at one place each may be its own neighbour.
+    may = (kinds[near] == kinds[:, None]) & (near != order[:, None])
     with one_thread():
         others = LeaveOut.of(points, bent(points, targets), fit.prior)
         for _ in range(_MOST_EXCHANGES):
-            share, one, two = _best_exchange(others, targets, near)
+            share, one, two = _best_exchange(others, targets, near, may)
             if share >= _MUCH_LESS:
                 break
             # One at a time: exchanged partners spoil the predictions of all around.
@@ -202,12 +197,17 @@ def exchanged(fixed: Floats, moving: Floats, fit: Kriging) -> Rows:
     return order
 
 
-def _best_exchange(others: LeaveOut, targets: Floats, near: Rows) -> tuple[float, int, int]:
-    """Return which two neighbours are predicted best after an exchange: share of error, rows."""
+def _best_exchange(
+    others: LeaveOut, targets: Floats, near: Rows, may: NDArray[np.bool_]
+) -> tuple[float, int, int]:
+    """Return which two neighbours are predicted best after an exchange: share of error, rows.
+
+    near (K, L) are the neighbours of each, may (K, L) which of them it may exchange with.
+    """
     is_missed = np.linalg.norm(others.residuals(), axis=1) > _MISSED
     best = (np.inf, 0, 0)
     for one in np.flatnonzero(is_missed):
-        for two in near[one][is_missed[near[one]]]:
+        for two in near[one][may[one] & is_missed[near[one]]]:
             misses = np.concatenate(
                 [
                     others.residuals_without(int(two), np.array([one])),

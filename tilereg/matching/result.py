@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilereg.matching.pairing import GATE, mutual_neighbours
+from tilereg.matching.problem import Problem
 from tilereg.points import Correspondences
 from tilereg.transform import Transform
 
@@ -84,32 +85,30 @@ class Match:
 
 
 def correspondences(
-    fixed: Floats,
-    moved: Floats,
-    moving: Floats,
-    sigma: float,
-    held: NDArray[np.bool_],
-    pairs: tuple[Rows, Rows] | None = None,
+    problem: Problem, moved: Floats, sigma: float, pairs: tuple[Rows, Rows] | None = None
 ) -> Correspondences:
-    """Return pairs with their residuals and weights.
+    """Return pairs with their residuals and weights, in the problem's unit.
 
     Parameters
     ----------
-    fixed, moved, moving : (N, D), (N, D), (M, D) ndarrays
-        The fixed spots, where the map brings them, and the moving spots, in one unit.
+    problem : Problem
+    moved : (N, D) ndarray
+        Where the map brings the fixed spots.
     sigma : float
         Standard deviation of a pair an axis.
-    held : (N,) bool ndarray
     pairs : tuple of (K,) ndarrays, optional
         Rows. Default: the mutual nearest pairs within three standard deviations.
     """
+    fixed, moving, shelves = problem.fixed, problem.moving, problem.shelves
     ndim = fixed.shape[1]
     if pairs is None:
-        pairs = mutual_neighbours(moved, moving, GATE * math.sqrt(ndim) * sigma)
+        near = GATE * math.sqrt(ndim) * sigma
+        pairs = mutual_neighbours(shelves.moved(moved), problem.targets, near)
     ours, theirs = pairs
     square = ((moved[ours] - moving[theirs]) ** 2).sum(1)
     # Posterior of the pair against an outlier of the local density.
-    outlier = (2 * math.pi * sigma**2) ** (ndim / 2) * len(moving) / max(len(ours), 1)
+    outlier = (2 * math.pi * sigma**2) ** (ndim / 2) * shelves.num_alike(moving)
+    outlier /= max(len(ours), 1)
     volume = float(np.prod(np.maximum(np.ptp(moving, axis=0), 1.0)))
     likely = np.exp(-0.5 * square / sigma**2)
     return Correspondences(
@@ -119,7 +118,7 @@ def correspondences(
         moving_index=theirs,
         weight=likely / (likely + outlier / volume),
         residual=np.sqrt(square),
-        held_out=held[ours],
+        held_out=problem.held[ours],
         tile=np.zeros(len(ours), dtype=np.int64),
     )
 

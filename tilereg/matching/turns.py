@@ -9,6 +9,7 @@ it, and the distance to the nearest that is left tells which of the ends is the 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +17,13 @@ from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
 from tilereg.affine import fit_affine, fit_rigid
+from tilereg.matching.shelves import ALIKE, Shelves
 from tilereg.transform import Affine
 
 __all__ = ["followed", "rotations"]
 
 Floats = NDArray[np.float64]
+Rows = NDArray[np.int64]
 
 _NUM_ROTATIONS = 3000
 _PLANE_STEP = 3.0
@@ -62,7 +65,12 @@ def rotations(ndim: int, max_rotation: float) -> Floats:
     return np.asarray(turns.as_matrix()[turns.magnitude() <= math.radians(max_rotation) + 1e-9])
 
 
-def followed(fixed: Floats, moving: Floats, max_rotation: float = 180.0) -> list[Affine]:
+def followed(
+    fixed: Floats,
+    moving: Floats,
+    max_rotation: float = 180.0,
+    shelves: Shelves = ALIKE,
+) -> list[Affine]:
     """Return the affine maps that closest points lead to from all rotations, the best first.
 
     Parameters
@@ -71,44 +79,60 @@ def followed(fixed: Floats, moving: Floats, max_rotation: float = 180.0) -> list
         Clouds in units of the mean spacing. Large ones are thinned out.
     max_rotation : float, degrees
         Rotations to start from.
+    shelves : Shelves, optional
+        Which spots may be partners.
 
     Returns
     -------
     list of Affine
         At most three that differ.
     """
-    ours = fixed[:: -(-len(fixed) // _MOST_SPOTS)]
+    every = np.arange(len(fixed))
+    some = every[:: -(-len(fixed) // _MOST_SPOTS)]
+    ours = fixed[some]
     centre, target = fixed.mean(axis=0), moving.mean(axis=0)
     sizes = [math.sqrt(float(((c - c.mean(axis=0)) ** 2).sum(1).mean())) for c in (fixed, moving)]
     scale = float(np.clip(sizes[1] / max(sizes[0], 1e-12), _LEAST_SCALE, _MOST_SCALE))
-    tree = cKDTree(moving)
+    targets = _Targets(moving, cKDTree(shelves.targets(moving)), shelves)
     found = []
     for turn in rotations(fixed.shape[1], max_rotation):
         affine = Affine(scale * turn, target - scale * turn @ centre)
         for _ in range(_STEPS):
-            rows = tree.query(affine(ours))[1]
+            rows = targets.nearest(affine(ours), some)[1]
             rigid = fit_rigid(scale * ours, moving[rows])
             affine = Affine(scale * rigid.matrix, rigid.offset)
-        found.append((_misses(affine, ours, moving, tree), affine))
+        found.append((targets.misses(affine(ours), some), affine))
     found.sort(key=lambda entry: entry[0])
     refined = []
     for _, start in found[:_REFINED]:
         affine = start
         for _ in range(_LAST_STEPS):
-            distance, rows = tree.query(affine(fixed))
+            distance, rows = targets.nearest(affine(fixed), every)
             weights = 1.0 / (1.0 + (distance / _HALF) ** 2) ** 2
             affine = fit_affine(fixed, moving[rows], weights, prior=1e-6)
-        refined.append((_misses(affine, fixed, moving, tree), affine))
+        refined.append((targets.misses(affine(fixed), every), affine))
     refined.sort(key=lambda entry: entry[0])
     return _different([affine for _, affine in refined], fixed)[:_BEST]
 
 
-def _misses(affine: Affine, points: Floats, moving: Floats, tree: cKDTree) -> float:
-    """Return the mean distance to the nearest, from either cloud to the other."""
-    moved = affine(points)
-    there = np.minimum(tree.query(moved)[0], _FAR).mean()
-    back = np.minimum(cKDTree(moved).query(moving)[0], _FAR).mean()
-    return float(there + back)
+@dataclass(frozen=True, eq=False)
+class _Targets:
+    """The moving spots, and the tree in which the partners of fixed ones are sought."""
+
+    moving: Floats
+    tree: cKDTree
+    shelves: Shelves
+
+    def nearest(self, moved: Floats, rows: Rows) -> tuple[Floats, Rows]:
+        """Return distance and row of the nearest spot to each of some fixed ones, moved."""
+        distance, found = self.tree.query(self.shelves.moved(moved, rows))
+        return distance, found
+
+    def misses(self, moved: Floats, rows: Rows) -> float:
+        """Return the mean distance to the nearest, from either cloud to the other."""
+        there = np.minimum(self.nearest(moved, rows)[0], _FAR).mean()
+        back = cKDTree(self.shelves.moved(moved, rows)).query(self.tree.data)[0]
+        return float(there + np.minimum(back, _FAR).mean())
 
 
 def _different(maps: list[Affine], points: Floats) -> list[Affine]:

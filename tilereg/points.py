@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -10,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tilereg.errors import InputError
 
-__all__ = ["Correspondences", "Spots", "check_points"]
+__all__ = ["Correspondences", "Spots", "canonical_order", "check_points"]
 
 
 def check_points(points: ArrayLike, name: str = "points") -> NDArray[np.float64]:
@@ -35,6 +36,18 @@ def check_points(points: ArrayLike, name: str = "points") -> NDArray[np.float64]
             f"{array[row].tolist()}. Remove them first."
         )
     return array
+
+
+def canonical_order(points: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the rows of (N, D) points by distance from their mean, then by coordinates.
+
+    The order is that of the points, whatever the order of the rows; a rotation or a change of
+    unit keeps it, except where distances are equal up to rounding.
+    """
+    # A plain mean depends on the order of the rows in its last digits.
+    centre = np.array([math.fsum(column.tolist()) / max(1, len(column)) for column in points.T])
+    square = ((points - centre) ** 2).sum(axis=1)
+    return np.lexsort((*points.T[::-1], square)).astype(np.int64)
 
 
 def _check_rows(record: Any, lengths: dict[str, int]) -> None:

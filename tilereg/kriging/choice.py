@@ -128,10 +128,13 @@ class _Search:
                 self.look(reach, deviation, beta)
 
 
-def sampled(points: Floats) -> Rows:
-    """Return rows of the (K, D) points a prior is chosen from: at most 400, sorted."""
-    if len(points) <= _SPREAD + _PATCHES * _PATCH:
+def sampled(points: Floats, spread: int = _SPREAD, num_patches: int = _PATCHES) -> Rows:
+    """Return rows of the (K, D) points that a prior is chosen from, sorted.
+
+    Some from everywhere and some patches of thirty neighbours; all where that is not less.
+    """
+    if len(points) <= spread + num_patches * _PATCH:
         return np.arange(len(points))
     order = np.random.default_rng(0).permutation(len(points))
-    patches = cKDTree(points).query(points[order[-_PATCHES:]], k=_PATCH)[1]
-    return np.unique(np.concatenate([order[:_SPREAD], patches.ravel()]))
+    patches = cKDTree(points).query(points[order[-num_patches:]], k=_PATCH)[1]
+    return np.unique(np.concatenate([order[:spread], patches.ravel()]))

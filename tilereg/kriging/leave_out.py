@@ -13,7 +13,14 @@ from scipy.spatial.distance import cdist
 
 from tilereg.kriging.prior import Deviation, Prior
 
-__all__ = ["FLAT", "LeaveOut", "Trend", "leave_one_out", "residuals_of"]
+__all__ = [
+    "FLAT",
+    "LeaveOut",
+    "Trend",
+    "leave_one_out",
+    "residuals_of",
+    "residuals_of_inner",
+]
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -24,20 +31,24 @@ _NOTHING = 1e-12
 
 
 class Trend:
-    """Affine functions at points, and all that they do not explain.
+    """Functions at points, such as the affine ones, and all that they do not explain.
 
     Held as Householder reflections, which are applied in a time that grows with the square of
     the points; a basis of the rest, written out, takes their cube.
     """
 
-    def __init__(self, points: Floats) -> None:
-        """Decompose the affine functions at (K, D) points."""
-        columns = np.column_stack([points - points.mean(axis=0), np.ones(len(points))])
+    def __init__(self, columns: Floats) -> None:
+        """Decompose functions, (K, R) values at the points."""
         (reflections, scales), triangle, _ = qr(columns, mode="raw", pivoting=True)
         # Of points in a plane or on a line the trend has fewer columns of its own.
         size = np.abs(np.diag(triangle))
         self.rank = int((size > FLAT * size[0]).sum())
         self._reflections = reflections[:, : self.rank], scales[: self.rank]
+
+    @classmethod
+    def affine(cls, points: Floats) -> Trend:
+        """Decompose the affine functions at (K, D) points."""
+        return cls(np.column_stack([points - points.mean(axis=0), np.ones(len(points))]))
 
     def _turned(self, values: Floats, side: str, *, back: bool) -> Floats:
         """Multiply by the reflections from a side."""
@@ -81,9 +92,20 @@ class LeaveOut:
         if math.isfinite(prior.reach):
             deviation = Deviation.of(points, values, prior.reach)(points)
             system *= deviation[:, None] * deviation
-        trend = Trend(points)
+        trend = Trend.affine(points)
         inner = trend.inner(system)
         inner[np.diag_indices_from(inner)] += prior.noise
+        return cls.of_inner(trend, inner, values)
+
+    @classmethod
+    def of_inner(cls, trend: Trend, inner: Floats, values: Floats) -> LeaveOut:
+        """Factorise a covariance, noise included, in the basis of what a trend leaves.
+
+        Raises
+        ------
+        numpy.linalg.LinAlgError
+            If it is not positive definite.
+        """
         factor, info = dpotrf(inner, lower=1, overwrite_a=1)
         if info:
             raise np.linalg.LinAlgError("The covariance is not positive definite.")
@@ -142,11 +164,28 @@ def residuals_of(
     deviation : (K,) ndarray, optional
         Of the displacement at the points. Default: the same everywhere.
     """
-    trend = Trend(points)
+    trend = Trend.affine(points)
     covariance = Prior(beta, 0.0).covariance(cdist(points, points))
     if deviation is not None:
         covariance *= deviation[:, None] * deviation
-    energies, modes = eigh(trend.inner(covariance), driver="evd", overwrite_a=True)
+    return residuals_of_inner(trend, trend.inner(covariance), values, noises)
+
+
+def residuals_of_inner(
+    trend: Trend, inner: Floats, values: Floats, noises: tuple[float, ...]
+) -> Floats:
+    """Return the lengths (K, L) of the leave-one-out residuals with L amounts of noise.
+
+    Parameters
+    ----------
+    trend : Trend
+        At K points.
+    inner : (K - rank, K - rank) ndarray
+        Covariance without noise in the basis of what the trend leaves; overwritten.
+    values : (K, D) ndarray
+    noises : tuple of float
+    """
+    energies, modes = eigh(inner, driver="evd", overwrite_a=True)
     modes = trend.outer(modes)
     energies = np.maximum(energies, 0.0)
     inverse = 1.0 / (energies[:, None] + np.asarray(noises))

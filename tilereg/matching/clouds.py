@@ -6,7 +6,6 @@ the world changes what is found.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from tilereg.field import mean_spacing
+from tilereg.points import canonical_order
 from tilereg.transform import Affine, DisplacementField, Transform
 
 __all__ = ["Unit", "canonical_order", "crowding", "num_distinct", "steps_aside"]
@@ -29,18 +29,6 @@ _WIDE, _ROUND = 4.0, 0.3
 _CROWDED, _MOST_CROWDED, _CROWD, _LOOKED_AT = 0.7, 0.2, 6, 2000
 # Like spots are sparser than all, at most by this, and in small clouds by this share of the extent.
 _MOST_SPARSE, _SHARE = 3.0, 0.1
-
-
-def canonical_order(points: Floats) -> NDArray[np.int64]:
-    """Return the rows of (N, D) points by distance from their mean, then by coordinates.
-
-    The order is that of the points, whatever the order of the rows; a rotation or a change of
-    unit keeps it, except where distances are equal up to rounding.
-    """
-    # A plain mean depends on the order of the rows in its last digits.
-    centre = np.array([math.fsum(column.tolist()) / max(1, len(column)) for column in points.T])
-    square = ((points - centre) ** 2).sum(axis=1)
-    return np.lexsort((*points.T[::-1], square)).astype(np.int64)
 
 
 def num_distinct(ordered: Floats) -> int:

@@ -243,6 +243,25 @@ def test_many_pairs() -> None:
     assert np.median(error) < 0.05
 
 
+def test_a_fit_like_another_takes_its_prior_and_finds_the_same_field() -> None:
+    rng = np.random.default_rng(5)
+    x = rng.uniform(0, 300, (4000, 3))
+    true = x + 5 * np.sin(x[:, ::-1] / 60)
+    y = true + rng.normal(0, 0.2, x.shape)
+    part = fit_kriging(x[::2], y[::2], domain=(x.min(axis=0), x.max(axis=0)))
+    assert part.solution is None  # of so few pairs the field is exact
+    most = fit_kriging(x[:3800], y[:3800], domain=(x.min(axis=0), x.max(axis=0)))
+    assert most.solution is not None
+    like = fit_kriging(x, y, domain=(x.min(axis=0), x.max(axis=0)), like=most)
+    assert (like.prior, like.unit) == (most.prior, most.unit)
+    assert like.solution is not None
+    assert like.solution.num_iterations < most.solution.num_iterations
+    errors = [np.linalg.norm(fit.transform(x) - true, axis=1) for fit in (like, most)]
+    assert np.median(errors[0]) < np.median(errors[1]) < 0.1
+    # What is exact is not started from anything.
+    assert fit_kriging(x[::2], y[::2], like=most).prior == fit_kriging(x[::2], y[::2]).prior
+
+
 def test_clusters_far_apart_keep_their_pairs() -> None:
     """The lattice cannot be as fine as the pairs are dense: the prior is one that it can hold."""
     rng = np.random.default_rng(10)

@@ -535,3 +535,17 @@ def test_a_second_drift_starts_where_the_first_has_ended() -> None:
     assert all(match.details["iterations"])
     error = np.linalg.norm(match.transform(fixed) - fixed - bend, axis=1) / match.spacing
     assert np.median(error) < 0.01
+
+
+def test_many_spots_need_one_drift_of_a_part_of_them() -> None:
+    pair = make_pair(30_000, noise=0.2, width=250.0)
+    match = match_spots(pair.fixed, pair.moving)
+    assert match.is_ok
+    assert len(match.details["iterations"]) == 1
+    error = np.linalg.norm(match.transform(pair.fixed) - pair.true_map(pair.fixed), axis=1)
+    assert np.percentile(error, 95) < 0.08
+    assert match.w == pytest.approx(0.25, abs=0.08)
+    assert len(match.correspondences) > 0.98 * 0.75 * 30_000
+    # Its own field is not that of kriging, and is drifted to the end.
+    own = match_spots(pair.fixed, pair.moving, field="coherent")
+    assert len(own.details["iterations"]) == 2

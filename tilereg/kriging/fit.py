@@ -20,7 +20,7 @@ from tilereg.kriging.leave_out import FLAT, LeaveOut
 from tilereg.kriging.prior import Deviation, Prior, bent, gaussian_sums
 from tilereg.lattice import Lattice, NormalEquations
 from tilereg.points import check_points
-from tilereg.smoothing import Coherent
+from tilereg.smoothing import Coherent, Solution
 from tilereg.transform import Affine, DisplacementField, Transform
 
 __all__ = ["Kriging", "fit_kriging"]
@@ -67,6 +67,8 @@ class Kriging:
     residual : (K,) ndarray, micrometre
         How far off the other pairs predict each pair; of some of them where there are many,
         NaN for the rest and for those left out.
+    solution : Solution, optional
+        What a next fit to many pairs can start from.
     """
 
     transform: Transform
@@ -74,6 +76,7 @@ class Kriging:
     unit: float
     is_kept: NDArray[np.bool_]
     residual: Floats
+    solution: Solution | None = None
 
 
 def fit_kriging(
@@ -81,6 +84,7 @@ def fit_kriging(
     moving: ArrayLike,
     *,
     domain: tuple[ArrayLike, ArrayLike] | None = None,
+    like: Kriging | None = None,
 ) -> Kriging:
     """Fit a field to pairs of points with the prior that predicts each pair best from the rest.
 
@@ -90,6 +94,9 @@ def fit_kriging(
         Pairs, axes z, y, x or y, x.
     domain : pair of (D,) array_like, micrometre, optional
         Box in which the field may vary. Default: the box of the fixed points.
+    like : Kriging, optional
+        A fit to nearly the same pairs over the same box: of many, its unit and its prior are taken
+        over and its field is started from.
 
     Returns
     -------
@@ -120,11 +127,13 @@ def fit_kriging(
             f"{ndim + 2} pairs of the same dimension are needed."
         )
     single = _single(x)
-    unit, centre = mean_spacing(x[single]), x.mean(axis=0)
+    is_exact = bool(single.sum() <= _MOST_EXACT)
+    if is_exact or like is None or like.solution is None:
+        like = None
+    unit, centre = mean_spacing(x[single]) if like is None else like.unit, x.mean(axis=0)
     points, targets = (x - centre) / unit, (y - centre) / unit
     low, high = (x.min(axis=0), x.max(axis=0)) if domain is None else domain
     low, high = ((np.asarray(side) - centre) / unit for side in (low, high))
-    is_exact = bool(single.sum() <= _MOST_EXACT)
     step, most = (
         (_NODE_STEP, _MOST_NODES) if is_exact else (_COARSE_STEP, max(_FEWEST_NODES, len(x)))
     )
@@ -135,14 +144,20 @@ def fit_kriging(
     with one_thread():
         # Where the nodes are far apart they cannot follow sizes that differ nearby.
         is_local = max(lattice.spacing) <= _LOCAL_STEP
-        found, kept[single], residual[single], weights = _consistent(
-            points[single], targets[single], betas, is_local=is_local
-        )
+        if like is None:
+            found, kept[single], residual[single], weights = _consistent(
+                points[single], targets[single], betas, is_local=is_local
+            )
+        else:
+            found, weights = like.prior, None
         # Wide fields need few nodes, and time grows with them.
         if math.isfinite(found.beta):
             width = min(found.beta, found.reach)
             lattice = cover(low, high, max(step, width / _NODES_A_BETA[is_exact]), most)
-        affine, field = _on_lattice(points[kept], targets[kept], found, lattice, weights)
+        start = None if like is None else like.solution
+        affine, field, solution = _on_lattice(
+            points[kept], targets[kept], found, lattice, weights, start
+        )
     world = Affine(affine.matrix, unit * affine.offset + centre - affine.matrix @ centre)
     scaled = DisplacementField(
         field.coefficients * unit, field.origin * unit + centre, field.spacing * unit
@@ -153,6 +168,7 @@ def fit_kriging(
         unit=unit,
         is_kept=kept,
         residual=residual * unit,
+        solution=solution,
     )
 
 
@@ -225,9 +241,17 @@ def _misleading(points: Floats, others: LeaveOut, errors: Floats) -> NDArray[np.
 
 
 def _on_lattice(
-    points: Floats, targets: Floats, prior: Prior, lattice: Lattice, weights: Floats | None
-) -> tuple[Affine, DisplacementField]:
-    """Fit the field of a prior, and hold it on a lattice; weights of the pairs if known."""
+    points: Floats,
+    targets: Floats,
+    prior: Prior,
+    lattice: Lattice,
+    weights: Floats | None,
+    start: Solution | None,
+) -> tuple[Affine, DisplacementField, Solution | None]:
+    """Fit the field of a prior, and hold it on a lattice; weights of the pairs if known.
+
+    Of many pairs, from an earlier solution, and with one.
+    """
     affine = fit_affine(points, targets, np.ones(len(points)), prior=1e-6)
     values = targets - affine(points)
     if len(points) <= _MOST_EXACT:
@@ -236,11 +260,11 @@ def _on_lattice(
             weights = LeaveOut.of(points, values, prior).product
         trend, weights = _with_trend(points, values, prior, deviation, weights)
         held = _interpolated(points, weights, prior, deviation, lattice)
-        return Affine(affine.matrix + trend[:-1].T, affine.offset + trend[-1]), held
+        return Affine(affine.matrix + trend[:-1].T, affine.offset + trend[-1]), held, None
     weight = np.full(len(points), 1.0 / prior.noise)
     equations = NormalEquations.assemble(lattice, points, weight, values)
-    solution = Coherent(prior.beta, 1.0).solve(equations, tolerance=1e-4)
-    return affine, lattice.field(solution.coefficients)
+    solution = Coherent(prior.beta, 1.0).solve(equations, start=start, tolerance=1e-4)
+    return affine, lattice.field(solution.coefficients), solution
 
 
 def _with_trend(

@@ -31,13 +31,16 @@ from tilereg.transform import Affine, DisplacementField, Transform
 __all__ = ["cpd"]
 
 Floats = NDArray[np.float64]
+Rows = NDArray[np.int64]
 
 # Where sigma starts, in spacings; after an earlier drift nearer, but never below the second, and
 # not below so many of its own.
 _WIDE, _AGAIN, _WIDER = 0.33, 0.2, 2.5
 # How closely a drift's first field follows what it starts from, in spacings.
 _START_NOISE = 0.01
-_FEW = 60
+_FEW, _MANY = 60, 20_000
+# Fixed spots that a first, stiff drift needs, and at most so many are passed over for one.
+_ENOUGH, _MOST_STEP = 25_000, 4
 _FIRST = Coherent(16.0, 0.1)
 _VOTING = Coherent(16.0, 1.0)
 _VOTE_CELL = 2.5
@@ -50,6 +53,21 @@ def cpd(problem: Problem, pose: Coarse) -> Found:
     return _Cpd(problem, pose.affine).run()
 
 
+@dataclass(frozen=True, eq=False)
+class _Stage:
+    """A drift, the rows of the spots that it moved, the lattice of its field, and all spots' w."""
+
+    drift: Drift
+    rows: Rows
+    lattice: Lattice
+    w: float
+
+    @property
+    def field(self) -> DisplacementField:
+        """The displacement on top of the pose."""
+        return self.lattice.field(self.drift.solution.coefficients)
+
+
 @dataclass(frozen=True)
 class _Cpd:
     """The clouds and the pose to start from."""
@@ -60,34 +78,35 @@ class _Cpd:
     def run(self) -> Found:
         """Find the map that the held-out spots judge."""
         problem = self.problem
-        first, lattice = self._drift(_FIRST, None)
-        chosen = self._select(first, lattice)
-        result = first
-        if chosen.model == "field":
-            start = lattice.field(first.solution.coefficients)
-            result, lattice = self._drift(chosen.prior, start, first)
-            if not result.steps:
-                result, lattice = self._drift(chosen.prior, start)
-            raw = lattice.field(result.solution.coefficients)
-            map_ = Transform(*split_affine(self.affine, raw, problem.fitted))
+        stages = [self._first()]
+        chosen = self._select(stages[0])
+        if chosen.model != "field":
+            map_ = Transform(self._simple(chosen.model, stages[0]), None)
         else:
-            map_ = Transform(self._simple(chosen.model, first), None)
+            if not self._is_done(chosen.prior):
+                stages.append(self._second(chosen.prior, stages[0]))
+            map_ = Transform(*split_affine(self.affine, stages[-1].field, problem.fitted))
+        sigma = stages[-1].drift.sigma
         found = Found(
             map=map_,
-            sigma=pair_sigma(
-                problem.moved(map_), problem.targets, result.sigma, aside=problem.aside
-            ),
+            sigma=pair_sigma(problem.moved(map_), problem.targets, sigma, aside=problem.aside),
             model=chosen.model,
             field="coherent" if chosen.model == "field" else None,
             beta=chosen.prior.beta if chosen.model == "field" else math.nan,
-            w=result.w,
+            w=stages[-1].w,
             losses=chosen.losses,
-            iterations=[len(first.steps), len(result.steps)],
+            iterations=[len(stage.drift.steps) for stage in stages],
         )
         # Few spots judge themselves, and a width or a field that was asked for is kept.
         if not problem.held.any() or problem.beta is not None or problem.field == "coherent":
             return by_kriging(problem, found) if problem.field == "kriging" else found
         return self._extended(found)
+
+    def _is_done(self, prior: Coherent) -> bool:
+        """Whether a second drift would only repeat the first: kriging fits the pairs of many."""
+        is_kriged = self.problem.held.any() and self.problem.beta is None
+        is_many = len(self.problem.fixed) > _MANY and self.problem.field != "coherent"
+        return bool(is_kriged and is_many and prior.beta >= _FIRST.beta)
 
     def _extended(self, found: Found) -> Found:
         """Extend a map to what the drift does not reach, and fit its pairs by kriging."""
@@ -110,24 +129,46 @@ class _Cpd:
         )
         return by_kriging(problem, extended) if extension.is_plate else extended
 
-    def _drift(
-        self, prior: Coherent, start: DisplacementField | None, earlier: Drift | None = None
-    ) -> tuple[Drift, Lattice]:
-        """Run the drift with a prior, from votes or from the field of an earlier one."""
-        problem = self.problem
-        source = problem.fitted
-        base = problem.moved(self.affine, problem.fitted_rows)
-        lattice = Lattice.cover(*problem.box, prior.spacing)
-        near = problem.crowding
-        sigma = _WIDE * near
-        if earlier is not None:
-            sigma = min(sigma, max(_AGAIN * near, _WIDER * earlier.sigma))
-        if start is None and len(source) >= _FEW:
+    def _first(self) -> _Stage:
+        """Run a stiff drift from votes: of very many spots, a part of them."""
+        problem, rows = self.problem, self.problem.fitted_rows
+        start = None
+        if len(rows) >= _FEW:
+            near = problem.crowding
             cells = CellList.build(problem.targets, near * _VOTE_CELL)
-            votes = count_votes(source, base, cells, near)
+            votes = count_votes(problem.fitted, problem.moved(self.affine, rows), cells, near)
             coarse = Lattice.cover(*problem.box, _VOTING.spacing)
             voted, _ = fit_votes(votes, coarse, _VOTING)
             start = coarse.field(voted.coefficients)
+        # They come by distance from the middle: each so many-th are spread as all are.
+        step = min(max(1, len(rows) // _ENOUGH), _MOST_STEP)
+        return self._drift(_FIRST, start, rows[::step], step=step)
+
+    def _second(self, prior: Coherent, first: _Stage) -> _Stage:
+        """Run the drift of a prior that was chosen, from where the first has ended."""
+        rows = self.problem.fitted_rows
+        found = self._drift(prior, first.field, rows, earlier=first)
+        return found if found.drift.steps else self._drift(prior, first.field, rows)
+
+    def _drift(
+        self,
+        prior: Coherent,
+        start: DisplacementField | None,
+        rows: Rows,
+        *,
+        step: int = 1,
+        earlier: _Stage | None = None,
+    ) -> _Stage:
+        """Run the drift of every `step`-th fixed spot, from a field and an earlier one's sigma."""
+        problem = self.problem
+        source = problem.fixed[rows]
+        base = problem.moved(self.affine, rows)
+        lattice = Lattice.cover(*problem.box, prior.spacing)
+        near = problem.crowding
+        sigma = _WIDE * near
+        w = problem.w if earlier is None else earlier.w
+        if earlier is not None:
+            sigma = min(sigma, max(_AGAIN * near, _WIDER * earlier.drift.sigma))
         solution = None
         if start is not None:
             # Fitted at the spots: between lattices the ends of a field are not the same.
@@ -143,35 +184,36 @@ class _Cpd:
             density=problem.density,
             start=solution,
             sigma=sigma,
-            w=problem.w if earlier is None else earlier.w,
+            w=w if step == 1 else 1 - (1 - w) / step,
             max_iterations=problem.max_iterations,
         )
-        return found, lattice
+        w = found.w if step == 1 else max(1 - step * (1 - found.w), 0.0)
+        return _Stage(found, rows, lattice, w)
 
-    def _select(self, found: Drift, lattice: Lattice) -> Selection:
+    def _select(self, first: _Stage) -> Selection:
         """Choose the model from the pairs of a first drift."""
-        problem, source = self.problem, self.problem.fitted
-        moved = problem.moved(self.affine, problem.fitted_rows)
-        moved = moved + lattice.field(found.solution.coefficients)(source)
-        reach = GATE * math.sqrt(source.shape[1]) * found.sigma
+        problem, sigma = self.problem, first.drift.sigma
+        source, rows = problem.fitted, problem.fitted_rows
+        moved = problem.moved(self.affine, rows) + first.field(source)
+        reach = GATE * math.sqrt(source.shape[1]) * sigma
         ours, theirs = mutual_neighbours(moved, problem.targets, reach)
         if len(ours) < FEWEST_PAIRS:
             return Selection("translation", _FIRST, {})
-        base = self.affine(source[ours])
-        target = problem.moving[theirs]
-        return select_model(source[ours], base, target, found.sigma, beta=problem.beta)
+        base, target = self.affine(source[ours]), problem.moving[theirs]
+        return select_model(source[ours], base, target, sigma, beta=problem.beta)
 
-    def _simple(self, model: str, found: Drift) -> Affine:
+    def _simple(self, model: str, first: _Stage) -> Affine:
         """Fit a rigid or affine model to the partners of a first drift, then to near pairs."""
-        problem, source = self.problem, self.problem.fitted
+        problem, found = self.problem, first.drift
+        source = problem.fixed[first.rows]
         near = found.posterior > _NEAR
         if near.sum() < FEWEST_PAIRS - 1:
             return self.affine
-        partner = problem.shelves.lowered(found.partner, problem.fitted_rows)
+        partner = problem.shelves.lowered(found.partner, first.rows)
         map_ = fit_simple(model, source[near], partner[near], found.posterior[near])
         tree = cKDTree(problem.targets)
         for _ in range(_ROUNDS):
-            distance, rows = tree.query(problem.moved(map_, problem.fitted_rows))
+            distance, rows = tree.query(problem.moved(map_, first.rows))
             scale = max(float(np.median(distance[near])), 1e-6)
             weights = np.where(
                 distance < 6 * scale, 1 / (1 + (distance / (2 * scale)) ** 2) ** 2, 0

@@ -35,13 +35,14 @@ def by_kriging(problem: Problem, found: Found) -> Found:
         beta=fit.beta,
         num_compared=found.num_compared + (not must),
         compared=fit.losses,
+        kriging=fit.kriging,
     )
 
 
 def refit(problem: Problem, found: Found) -> Refit | None:
     """Fit a field of the same kind to all pairs; None for an engine's own."""
     if found.field == "kriging":
-        return fit_all(problem, found.map, found.sigma, pairs=found.grown)
+        return fit_all(problem, found.map, found.sigma, pairs=found.grown, like=found.kriging)
     if found.grown is None:
         return None
     return fit_plate(problem, *found.grown)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from tilereg.kriging import Kriging
 from tilereg.matching.clouds import crowding, steps_aside
 from tilereg.matching.shelves import ALIKE, Shelves
 from tilereg.transform import Transform
@@ -130,6 +131,8 @@ class Found:
         Residuals of the held-out spots that the field was chosen by.
     extension : Extension, optional
         What the map was extended by.
+    kriging : Kriging, optional
+        The fit that made the map.
     """
 
     map: Transform
@@ -143,6 +146,7 @@ class Found:
     num_compared: int = 1
     compared: dict[str, float] = dataclasses.field(default_factory=dict)
     extension: Extension | None = None
+    kriging: Kriging | None = None
 
     @property
     def grown(self) -> tuple[Rows, Rows] | None:

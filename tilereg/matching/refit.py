@@ -55,6 +55,8 @@ class Refit:
         The pairs that it was fitted to.
     losses : dict
         Root mean square residual of the held-out pairs, of the map so far and of this one.
+    kriging : Kriging, optional
+        The fit that a next one can be like.
     """
 
     transform: Transform
@@ -62,6 +64,7 @@ class Refit:
     fixed_rows: Rows
     moving_rows: Rows
     losses: dict[str, float] = field(default_factory=dict)
+    kriging: Kriging | None = None
 
 
 def fit_judge(
@@ -121,20 +124,27 @@ def fit_judge(
 
 
 def fit_all(
-    problem: Problem, judge: Transform, sigma: float, *, pairs: tuple[Rows, Rows] | None = None
+    problem: Problem,
+    judge: Transform,
+    sigma: float,
+    *,
+    pairs: tuple[Rows, Rows] | None = None,
+    like: Kriging | None = None,
 ) -> Refit:
     """Fit a field by kriging to all pairs of a map, those of held-out spots too.
 
     Of few spots the pairs are sought once more, now that all may tell of their neighbours; of many
     they are `pairs`, or else the mutual nearest spots within three standard deviations.
-    Parameters are those of `fit_judge`; `judge` is the map that has not seen the held-out spots.
+    Parameters are those of `fit_judge`; `judge` is the map that has not seen the held-out spots,
+    `like` the fit that made it, if there was one.
     """
     fixed, moving, box = problem.fixed, problem.moving, problem.box
     moved, targets = problem.moved(judge), problem.targets
     near = GATE * math.sqrt(fixed.shape[1]) * sigma
     if len(fixed) > _FEW:
         ours, theirs = mutual_neighbours(moved, targets, near) if pairs is None else pairs
-        return _of_kriging(fit_kriging(fixed[ours], moving[theirs], domain=box), ours, theirs)
+        fit = fit_kriging(fixed[ours], moving[theirs], domain=box, like=like)
+        return _of_kriging(fit, ours, theirs)
     ours, theirs = wide_pairs(moved, targets, problem.aside, near)
     for add in (grow, assign_rest):
         found = add(fixed, moved, targets, ours, theirs, sigma=sigma, aside=problem.aside)
@@ -224,7 +234,8 @@ def _best_exchange(
 def _of_kriging(fit: Kriging, ours: Rows, theirs: Rows) -> Refit:
     """Return a fit with the pairs that it has kept."""
     kept = fit.is_kept
-    return Refit(fit.transform, fit.prior.beta * fit.unit, ours[kept], theirs[kept])
+    beta = fit.prior.beta * fit.unit
+    return Refit(fit.transform, beta, ours[kept], theirs[kept], kriging=fit)
 
 
 def _root_mean(square: Floats) -> float:

@@ -41,7 +41,7 @@ _SIMPLE_GAIN = 0.98
 # Losses that differ by less, in spacings, differ by rounding.
 _ROUNDING = 1e-9
 # Of more pairs than these some blocks are looked at.
-_MOST_PAIRS, _BLOCKS = 60_000, 12
+_MOST_PAIRS, _BLOCK, _BLOCKS = 60_000, 5000, 6
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ def _blocks(points: Floats) -> list[NDArray[np.int64]]:
     if len(points) <= _MOST_PAIRS:
         return [np.arange(len(points))]
     # The points are shuffled: the first are spread over the cloud as all are.
-    near = cKDTree(points).query(points[:_BLOCKS], k=_MOST_PAIRS // _BLOCKS)[1]
+    near = cKDTree(points).query(points[:_BLOCKS], k=_BLOCK)[1]
     return [np.sort(rows) for rows in near]
 
 

@@ -28,6 +28,7 @@ _BIN = 0.2
 # Deviation of the Gaussian that smooths a histogram, in bins.
 _SMOOTHED = 1.2
 _MOST_BLOCKS = 1000
+_BATCH = 32
 _BLOCK_SIZES = (150, 50)
 _CLEAR = 5.0
 _ROUNDS = 6
@@ -71,13 +72,18 @@ def count_votes(fixed: Floats, predicted: Floats, moving: CellList, crowding: fl
     for size in dict.fromkeys(min(s, len(fixed)) for s in _BLOCK_SIZES):
         num_blocks = int(np.clip(3 * len(fixed) / size, 1, _MOST_BLOCKS))
         picked = _spread(fixed, num_blocks)
-        for block in tree.query(fixed[picked], k=size)[1].reshape(num_blocks, size):
-            histogram = moving.vote(predicted[block], -reach, reach, bin_size)
-            shift, score = _peak(gaussian_filter(histogram, _SMOOTHED, truncate=3.0))
-            centres.append(fixed[block].mean(axis=0))
-            shifts.append(shift * bin_size - reach)
-            scores.append(score)
-    return Votes(np.array(centres), np.array(shifts), np.array(scores))
+        blocks = tree.query(fixed[picked], k=size)[1].reshape(num_blocks, size)
+        for first in range(0, num_blocks, _BATCH):
+            batch = blocks[first : first + _BATCH]
+            histograms = np.stack(
+                [moving.vote(predicted[block], -reach, reach, bin_size) for block in batch]
+            )
+            smooth = (0.0, *(_SMOOTHED,) * fixed.shape[1])
+            peaks, heights = _peaks(gaussian_filter(histograms, smooth, truncate=3.0))
+            centres.append(fixed[batch].mean(axis=1))
+            shifts.append(peaks * bin_size - reach)
+            scores.append(heights)
+    return Votes(np.concatenate(centres), np.concatenate(shifts), np.concatenate(scores))
 
 
 def _spread(points: Floats, count: int) -> NDArray[np.int64]:
@@ -88,22 +94,24 @@ def _spread(points: Floats, count: int) -> NDArray[np.int64]:
     return rows[farthest_points(points[rows], count)]
 
 
-def _peak(histogram: Floats) -> tuple[Floats, float]:
-    """Return the centre of the highest peak in bins and its height in deviations."""
-    top = np.unravel_index(int(histogram.argmax()), histogram.shape)
+def _peaks(histograms: Floats) -> tuple[Floats, Floats]:
+    """Return the centres (B, D) of the highest peaks in bins and their heights in deviations."""
+    shape = histograms.shape[1:]
+    flat = histograms.reshape(len(histograms), -1)
+    tops = np.stack(np.unravel_index(flat.argmax(axis=1), shape), axis=1)
     # Every other bin tells the background: neighbours are alike after the smoothing.
-    some = histogram[(slice(None, None, 2),) * histogram.ndim].ravel()
-    median = float(np.median(some))
-    spread = 1.4826 * float(np.median(np.abs(some - median))) + 0.02
-    window = tuple(
-        slice(max(0, int(t) - 2), min(n, int(t) + 3))
-        for t, n in zip(top, histogram.shape, strict=True)
-    )
-    mass = np.maximum(histogram[window] - median, 0.0)
-    bins = [np.arange(w.start, w.stop) + 0.5 for w in window]
-    places = np.meshgrid(*bins, indexing="ij")
-    centre = np.array([float((p * mass).sum()) for p in places]) / max(float(mass.sum()), 1e-12)
-    return centre, (float(histogram[top]) - median) / spread
+    some = histograms[(slice(None), *(slice(None, None, 2),) * len(shape))].reshape(len(flat), -1)
+    median = np.median(some, axis=1, keepdims=True)
+    spread = 1.4826 * np.median(np.abs(some - median), axis=1) + 0.02
+    # Bins around the peak; those beyond the histogram weigh nothing.
+    step = np.stack(np.meshgrid(*(np.arange(-2, 3),) * len(shape), indexing="ij"), axis=-1)
+    bins = tops[:, None] + step.reshape(-1, len(shape))
+    inside = ((bins >= 0) & (bins < shape)).all(axis=2)
+    places = np.ravel_multi_index(tuple(np.moveaxis(bins, 2, 0)), shape, mode="clip")
+    mass = np.maximum(np.take_along_axis(flat, places, axis=1) - median, 0.0) * inside
+    total = np.maximum(mass.sum(axis=1, keepdims=True), 1e-12)
+    centres = ((bins + 0.5) * (mass / total)[..., None]).sum(axis=1)
+    return centres, (flat.max(axis=1) - median[:, 0]) / spread
 
 
 def fit_votes(votes: Votes, lattice: Lattice, prior: Coherent) -> tuple[Solution, float]:

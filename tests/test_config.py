@@ -10,6 +10,7 @@ import pytest
 
 from tilereg.config import DetectSettings, InitialSettings, Settings
 from tilereg.errors import SettingsError
+from tilereg.fields.model import FieldModel
 
 EVERYTHING = [
     "input.channel=2",
@@ -85,7 +86,7 @@ def test_none_is_only_ever_a_default() -> None:
 
 def test_every_setting_is_described() -> None:
     rows = Settings.describe()
-    assert len({row.name for row in rows}) == len(rows) == 33
+    assert len({row.name for row in rows}) == len(rows) == 38
     for row in rows:
         assert row.description.endswith("."), row.name
         assert row.rule, row.name
@@ -112,6 +113,19 @@ def test_every_setting_is_described() -> None:
         ("[initial]\nmethod = 'file'", ["initial.method", "needs a file"]),
         ("[output]\nversion = '0.4'\nshards = [8, 8]", ["output.shards", "0.5"]),
         ("[match]\nbeta = 5.0\n[field]\nmodel = 'kriging'", ["match.beta = 5.0", "contradict"]),
+        ("[field]\nmodel = 'spline'", ['field.model = "spline"', "'polynomial'"]),
+        ("[field]\nkernel = 'cubic'", ["field.kernel", "'auto'", "field.model", "'radial'"]),
+        ("[field]\nmodel = 'kriging'\nsmoothing = 1", ["field.smoothing", "'thin-plate' and"]),
+        ("[field]\nmodel = 'coherent'\nspacing = 9", ["field.spacing", "'coherent'"]),
+        ("[field]\nmodel = 'radial'\nspacing = 9", ["field.spacing", "of 'thin-plate'"]),
+        ("[field]\nmodel = 'polynomial'\nsmoothing = 1", ["field.smoothing", "'polynomial'"]),
+        ("[field]\nmodel = 'polynomial'\ndegree = 4", ["field.degree = 4", "1, 2 or 3"]),
+        ("[field]\nmodel = 'radial'\nbeta = 9", ["field.beta", "field.kernel", "'gaussian'"]),
+        (
+            "[field]\nmodel = 'radial'\nkernel = 'quintic'\ndegree = 1",
+            ["field.degree = 1", "'quintic'", "2 or more"],
+        ),
+        ("[field]\nmodel = 'radial'\ncontrol_points = 9", ["field.control_points", "25"]),
         ("[compute]\nworkers = 2\nscheduler = 'dask'", ["workers and compute.scheduler"]),
         ("detect = 3", ["detect is not a table", "[detect]"]),
         ("[detect]\nself = 3", ["detect.self is unknown"]),
@@ -128,6 +142,25 @@ def test_wrong_settings_are_explained(text: str, words: list[str], tmp_path: Pat
     assert "\n" not in message.replace(text, "")
     for word in words:
         assert word in message
+
+
+def test_which_field_is_fitted_to_the_pairs() -> None:
+    def fitted(*overrides: str) -> FieldModel | None:
+        return Settings().with_overrides(overrides).field.fitted
+
+    assert fitted() is None
+    assert fitted("field.model=coherent") is None
+    assert fitted("field.model=kriging") is None
+    assert fitted("field.model=polynomial") == FieldModel(name="polynomial")
+    plate = fitted("field.smoothing=2", "field.spacing=9")
+    assert plate == FieldModel(name="thin-plate", smoothing=2.0, spacing=9.0)
+    settings = {
+        "model": "radial", "kernel": "gaussian", "beta": 9.0, "degree": 2, "smoothing": 0.5,
+        "control_points": 100, "tolerance": 0.1,
+    }  # fmt: skip
+    radial = fitted(*(f"field.{key}={value}" for key, value in settings.items()))
+    del settings["model"]
+    assert radial == FieldModel(name="radial", **settings)  # type: ignore[arg-type]
 
 
 def test_all_offenders_are_named_at_once() -> None:

@@ -65,6 +65,30 @@ def test_a_thin_plate_spline_is_fitted_to_all_and_judged_without_some(
     assert np.median(error) < 0.5
 
 
+@pytest.mark.parametrize(
+    ("overrides", "parameters"),
+    [
+        (["field.model=radial", "field.kernel=cubic"], {"kernel": "cubic", "degree": 1}),
+        (["field.model=radial", "field.control_points=50"], {"control_points": 50}),
+        (["field.model=polynomial", "field.degree=3"], {"degree": 3}),
+    ],
+)
+def test_other_models_are_told_with_their_parameters(
+    pair: Pair, match: Match, overrides: list[str], parameters: dict[str, object]
+) -> None:
+    settings = Settings().with_overrides(overrides)
+    fit = fit_transform(match, GRID, settings)
+    told = fit.description
+    assert told["field"] == settings.field.model
+    assert parameters.items() <= told["parameters"].items()
+    assert told["held_out_rms_um"][settings.field.model] < 1.5
+    assert 0 < told["lattice_error_um"] < 0.1
+    assert bool(told["cross_validation_um"]) == (settings.field.model == "radial")
+    error = np.linalg.norm(fit.transform(pair.fixed) - pair.true_map(pair.fixed), axis=1)
+    assert np.median(error) < 0.3
+    assert not np.array_equal(fit.transform(pair.fixed), fit.judge(pair.fixed))
+
+
 def test_an_extended_match_is_kriging() -> None:
     fixed = np.random.default_rng(0).uniform(0, 100, (500, 3))
     gap = fixed - 50
@@ -82,9 +106,10 @@ def test_without_held_out_pairs_nothing_is_compared(pair: Pair) -> None:
     assert fit.description["held_out_rms_um"] == {}
 
 
-def test_a_rigid_map_has_no_field_to_be_asked_for() -> None:
+@pytest.mark.parametrize("model", ["kriging", "radial", "polynomial"])
+def test_a_rigid_map_has_no_field_to_be_asked_for(model: str) -> None:
     fixed = np.random.default_rng(0).uniform(0, 100, (300, 3))
     match = match_spots(fixed, fixed + [3.0, 4.0, 5.0])
-    fit = fit_transform(match, GRID, Settings().with_overrides(["field.model=kriging"]))
+    fit = fit_transform(match, GRID, Settings().with_overrides([f"field.model={model}"]))
     assert fit.description["field"] == match.model != "field"
-    assert "no kriging field was fitted" in fit.warnings[0]
+    assert f"no {model} field was fitted" in fit.warnings[0]

@@ -22,7 +22,7 @@ from tilereg.errors import (
 from tilereg.grid import Grid
 from tilereg.io.ome_zarr import open_image
 from tilereg.io.tables import read_matches, read_points, read_spots, write_points
-from tilereg.io.transforms import read_transform, write_affine, write_transform
+from tilereg.io.transforms import read_provenance, read_transform, write_affine, write_transform
 from tilereg.lazy import volume
 from tilereg.metrics import field_error
 from tilereg.pipeline import Run
@@ -158,6 +158,23 @@ def test_match_obeys_the_settings(tables: list[Path], tmp_path: Path) -> None:
     steps.match(*tables, tmp_path / "c", settings=smooth)
     qc = json.loads((tmp_path / "c" / "qc.json").read_text())
     assert qc["matches"]["fit"]["field"] == "thin-plate"
+
+
+def test_match_fits_the_model_that_is_named(tables: list[Path], tmp_path: Path) -> None:
+    wanted = settings("field.model=radial", "field.kernel=cubic", "field.control_points=40")
+    found = steps.match(*tables, tmp_path / "match", settings=wanted)
+    written = read_transform(tmp_path / "match" / "transform.ome.zarr")
+    points = read_spots(tables[0]).positions
+    assert np.array_equal(written(points), found.transform(points))
+    told = json.loads((tmp_path / "match" / "qc.json").read_text())["matches"]["fit"]
+    assert told["field"] == "radial"
+    assert told["parameters"]["kernel"] == "cubic"
+    assert told["parameters"]["control_points"] == 40
+    assert 0 < told["lattice_error_um"] < 0.1
+    assert min(told["cross_validation_um"].values()) < 1
+    assert read_provenance(tmp_path / "match" / "transform.ome.zarr")["field"] == "radial"
+    error = field_error(written, rounds(2).true_map, points, rounds(2).fixed_grid.spacing)
+    assert error.median_voxels < 0.3
 
 
 def test_match_refuses(tables: list[Path], matched: Path, tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
         TileregError,
     )
     from tilereg.field import fit_field
+    from tilereg.fields.fit import ModelFit, fit_model
+    from tilereg.fields.model import FieldModel
     from tilereg.grid import Grid
     from tilereg.io.ome_zarr import create_image, open_image
     from tilereg.io.transforms import read_transform, write_transform
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from tilereg.matching import Match, match_spots
     from tilereg.pipeline import Run, register
     from tilereg.points import Correspondences, Spots
+    from tilereg.sampling import farthest_points
     from tilereg.transform import Affine, DisplacementField, Transform
 
 __version__ = "0.1.0"
@@ -37,10 +40,12 @@ _PLACES = {
     "Affine": "tilereg.transform",
     "Correspondences": "tilereg.points",
     "DisplacementField": "tilereg.transform",
+    "FieldModel": "tilereg.fields.model",
     "Grid": "tilereg.grid",
     "ImageError": "tilereg.errors",
     "InputError": "tilereg.errors",
     "Match": "tilereg.matching",
+    "ModelFit": "tilereg.fields.fit",
     "OutputError": "tilereg.errors",
     "RegistrationError": "tilereg.errors",
     "ResourceError": "tilereg.errors",
@@ -52,7 +57,9 @@ _PLACES = {
     "Transform": "tilereg.transform",
     "create_image": "tilereg.io.ome_zarr",
     "detect_spots": "tilereg.lazy.detect",
+    "farthest_points": "tilereg.sampling",
     "fit_field": "tilereg.field",
+    "fit_model": "tilereg.fields.fit",
     "match_spots": "tilereg.matching",
     "open_image": "tilereg.io.ome_zarr",
     "read_transform": "tilereg.io.transforms",
@@ -65,10 +72,12 @@ __all__ = [
     "Affine",
     "Correspondences",
     "DisplacementField",
+    "FieldModel",
     "Grid",
     "ImageError",
     "InputError",
     "Match",
+    "ModelFit",
     "OutputError",
     "RegistrationError",
     "ResourceError",
@@ -80,7 +89,9 @@ __all__ = [
     "Transform",
     "create_image",
     "detect_spots",
+    "farthest_points",
     "fit_field",
+    "fit_model",
     "match_spots",
     "open_image",
     "read_transform",

@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic.fields import FieldInfo
 
 from tilereg.errors import SettingsError
+from tilereg.fields.model import PARAMETERS, FieldModel, misuse
 from tilereg.toml import dump_value
 
 __all__ = [
@@ -174,12 +175,13 @@ class FieldSettings(Table):
     """How the field is fitted to the matches."""
 
     section: ClassVar[str] = "field"
-    model: Literal["auto", "coherent", "kriging", "thin-plate"] = _setting(
+    model: Literal["auto", "coherent", "kriging", "thin-plate", "radial", "polynomial"] = _setting(
         "auto",
-        "'auto', 'coherent', 'kriging' or 'thin-plate'",
+        "'auto', 'coherent', 'kriging', 'thin-plate', 'radial' or 'polynomial'",
         "The field of the drift itself (coherent), one through the matched pairs whose stiffness "
-        "is chosen by predicting each pair from the others (kriging), a robust thin-plate spline, "
-        "or 'auto': kriging, unless held-out pairs clearly prefer the first.",
+        "is chosen by predicting each pair from the others (kriging), a robust thin-plate spline "
+        "on a lattice, an exact sum of radial functions around control points, a polynomial of "
+        "low degree, or 'auto': kriging, unless held-out pairs clearly prefer the first.",
     )
     spacing: Positive | None = _setting(
         None,
@@ -189,18 +191,58 @@ class FieldSettings(Table):
     smoothing: NotNegative | None = _setting(
         None,
         "a number >= 0",
-        "Weight of the thin-plate bending energy. Default: chosen by held-out pairs.",
+        "Weight of the bending energy of the models thin-plate (in mean spacings of the pairs) and "
+        "radial (as scipy's RBFInterpolator has it, in um). Default: chosen by cross-validation.",
     )
+    kernel: Literal["thin_plate_spline", "linear", "cubic", "quintic", "gaussian"] | None = (
+        _setting(
+            None,
+            "'thin_plate_spline', 'linear', 'cubic', 'quintic' or 'gaussian'",
+            "Function of the model radial. Default: thin_plate_spline.",
+        )
+    )
+    degree: Annotated[int, Field(ge=1, le=3)] | None = _setting(
+        None,
+        "1, 2 or 3",
+        "Degree of the model polynomial (default: chosen by cross-validation), and of the "
+        "polynomial beside the functions of the model radial (default: the least).",
+    )
+    beta: Positive | None = _setting(
+        None,
+        "a number > 0 (um)",
+        "Width of the gaussian kernel in um. Default: chosen by cross-validation.",
+    )
+    control_points: Annotated[int, Field(ge=25, le=5000)] | None = _setting(
+        None,
+        "an integer from 25 to 5000",
+        "Most centres of the model radial, farthest apart among the pairs. Default: 2000.",
+    )
+    tolerance: Positive | None = _setting(
+        None,
+        "a number > 0 (um)",
+        "Largest error in um of the lattice that holds the model radial. Default: a hundredth of "
+        "the mean spacing of the pairs.",
+    )
+
+    @property
+    def fitted(self) -> FieldModel | None:
+        """The model that is fitted to the pairs; None where the matching has fitted its own."""
+        given = {key: getattr(self, key) for key in PARAMETERS}
+        if self.model == "auto" and (self.smoothing is not None or self.spacing is not None):
+            return FieldModel(name="thin-plate", **given)
+        if self.model in ("auto", "coherent", "kriging"):
+            return None
+        return FieldModel(name=self.model, **given)
 
     @model_validator(mode="after")
     def _check_model(self) -> Self:
-        if self.model in ("coherent", "kriging") and (
-            self.spacing is not None or self.smoothing is not None
-        ):
-            raise ValueError(
-                f"field.model = '{self.model}' and field.spacing or field.smoothing contradict "
-                "each other. Both are of the thin-plate spline: leave them out, or the model."
-            )
+        given = [key for key in PARAMETERS if getattr(self, key) is not None]
+        # Of the thin-plate spline alone, two say that it is wanted.
+        is_plate = self.model == "auto" and not set(given) - {"smoothing", "spacing"}
+        name = "thin-plate" if is_plate else self.model
+        problem = misuse(name, given, self.kernel, self.degree, prefix="field.")
+        if problem is not None:
+            raise ValueError(problem)
         return self
 
 

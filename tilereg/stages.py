@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tilereg.config import Settings
 from tilereg.detector import Detector
 from tilereg.errors import ImageError, InputError, RegistrationError
-from tilereg.field import FieldFit, fit_field
+from tilereg.fields.judged import fit_judged
 from tilereg.grid import Grid
 from tilereg.io.ome_zarr import OmeZarrImage, ZarrReader
 from tilereg.io.stores import Location
@@ -274,7 +274,7 @@ def match_clouds(
         fixed,
         moving,
         method=chosen.method,
-        field="auto" if _wants_plate(settings) else wanted.model,
+        field="auto" if wanted.fitted is not None else wanted.model,
         initial=start,
         max_rotation=180.0 if rotation is None else rotation,
         w=chosen.w,
@@ -298,19 +298,22 @@ class Fit:
 
 
 def fit_transform(match: Match, grid: Grid, settings: Settings) -> Fit:
-    """Take the field of the matching, or fit a thin-plate spline where the settings name one.
+    """Take the field of the matching, or fit the model that the settings name.
 
-    Like the field of the matching, the spline is fitted to all pairs, and one without the
-    held-out pairs is judged by them.
+    Like the field of the matching, it is fitted to all pairs, and one without the held-out pairs
+    is judged by them.
     """
     wanted, pairs = settings.field, match.correspondences
-    fit = Fit(match.transform, match.judge, pairs, {})
     name = str(match.details.get("field") or match.model)
-    losses = dict(match.details.get("held_out_rms_um", {}))
-    if match.model == "field" and _wants_plate(settings):
-        fit, name, losses = _with_plate(pairs, grid, settings), "thin-plate", {}
-    if not losses and pairs.held_out.any():
-        losses[name] = float(np.sqrt((fit.matches.residual[pairs.held_out] ** 2).mean()))
+    if match.model == "field" and wanted.fitted is not None:
+        found = fit_judged(pairs, wanted.fitted, grid.bounds)
+        fit = Fit(found.fit.transform, found.judge, found.pairs, found.description)
+    else:
+        losses = dict(match.details.get("held_out_rms_um", {}))
+        if not losses and pairs.held_out.any():
+            losses[name] = float(np.sqrt((pairs.residual[pairs.held_out] ** 2).mean()))
+        told = {"field": name, "held_out_rms_um": losses}
+        fit = Fit(match.transform, match.judge, pairs, told)
     warnings = []
     folded = describe_field(fit.transform, grid)["fold_share"]
     if folded > 0:
@@ -318,48 +321,14 @@ def fit_transform(match: Match, grid: Grid, settings: Settings) -> Fit:
             f"warning: the field folds in {100 * folded:.2g} % of its cells; the registered image "
             "is not to be trusted there. Set match.beta to a larger width."
         )
-    if wanted.model in ("thin-plate", "kriging") and match.model != "field":
+    if wanted.model not in ("auto", "coherent") and match.model != "field":
         warnings.append(
             f"note: the held-out pairs are predicted best by a map that is {match.model} alone, so "
             f"no {wanted.model} field was fitted"
         )
     elif wanted.model == "kriging" and name != "kriging":
         warnings.append(f"note: {len(pairs)} pairs are too few for a kriging field")
-    return replace(fit, description={"field": name, "held_out_rms_um": losses}, warnings=warnings)
-
-
-def _wants_plate(settings: Settings) -> bool:
-    """Whether the settings ask for a thin-plate spline."""
-    wanted = settings.field
-    return (
-        wanted.model == "thin-plate" or wanted.smoothing is not None or wanted.spacing is not None
-    )
-
-
-def _with_plate(pairs: Correspondences, grid: Grid, settings: Settings) -> Fit:
-    """Fit thin-plate splines to all pairs and to those that are not held out."""
-    wanted = settings.field
-
-    def fitted(rows: NDArray[np.bool_], smoothing: float | None) -> FieldFit:
-        return fit_field(
-            pairs.fixed[rows],
-            pairs.moving[rows],
-            weight=pairs.weight[rows],
-            smoothing=smoothing,
-            spacing=wanted.spacing,
-            domain=grid.bounds,
-        )
-
-    every = np.ones(len(pairs), dtype=bool)
-    if not pairs.held_out.any():
-        plate = fitted(every, wanted.smoothing)
-        judge = plate.transform
-    else:
-        first = fitted(~pairs.held_out, wanted.smoothing)
-        plate, judge = fitted(every, first.smoothing), first.transform
-    moved = np.where(pairs.held_out[:, None], judge(pairs.fixed), plate.transform(pairs.fixed))
-    residual = np.linalg.norm(moved - pairs.moving, axis=1)
-    return Fit(plate.transform, judge, replace(pairs, residual=residual), {})
+    return replace(fit, warnings=warnings)
 
 
 def median(values: NDArray[np.float64]) -> float | None:

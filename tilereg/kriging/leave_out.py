@@ -64,6 +64,10 @@ class Trend:
         half = self._turned(matrix, "L", back=False)
         return np.asarray(self._turned(half.T, "L", back=False)[self.rank :, self.rank :])
 
+    def rest(self, values: Floats) -> Floats:
+        """Return (K, L) values at the points in a basis of the rest, (K - rank, L)."""
+        return self._turned(values, "L", back=False)[self.rank :]
+
     def outer(self, columns: Floats) -> Floats:
         """Return (K - rank, L) columns in a basis of the rest as (K, L) values at the points."""
         padded = np.zeros((len(columns) + self.rank, columns.shape[1]), order="F")

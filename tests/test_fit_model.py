@@ -142,6 +142,18 @@ def test_wrong_pairs_hurt_little(name: str) -> None:
         assert error_of(trusting, fixed) > 3 * error_of(fit, fixed)
 
 
+def test_wrong_ones_of_many_pairs_are_left_out() -> None:
+    # Above the number of which kriging itself looks for them.
+    fixed = scattered(2500)
+    moving = bent(fixed, 0.1)
+    wrong = np.random.default_rng(5).permutation(2500)[:120]
+    moving[wrong] += np.random.default_rng(6).normal(0, 15, (120, 3))
+    fit = fit_model(fixed, moving, model="kriging")
+    assert error_of(fit, fixed) < 0.1
+    assert fit.weight[wrong].mean() < 0.02
+    assert fit.weight.mean() > 0.94
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_hard_layouts(name: str) -> None:
     rng = np.random.default_rng(7)

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tilereg.agreement import agreement
 from tilereg.errors import InputError
-from tilereg.field import fit_field, split_affine
+from tilereg.field import fit_field, mean_spacing, split_affine
 from tilereg.fields.model import FieldModel
 from tilereg.fields.pairs import Pairs, check_pairs, in_order
 from tilereg.fields.polynomial import fit_polynomial
 from tilereg.fields.radial import CONTROL_POINTS, fit_radial
-from tilereg.kriging import fit_kriging
+from tilereg.kriging import MOST_EXACT, fit_kriging
 from tilereg.lattice_sampling import PointMap, sample_on_lattice
 from tilereg.transform import Transform
 
@@ -30,6 +31,8 @@ Box = tuple[Floats, Floats]
 _TOLERANCE = 0.01
 # Of polynomials, which it holds but for rounding.
 _EXACT = 1e-6
+# Agreement with its neighbours below which a pair is left out where it cannot be weighted down.
+_CONTRADICTED = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,8 +162,13 @@ def _thin_plate(x: Floats, y: Floats, trust: Floats, model: FieldModel, box: Box
 
 
 def _kriging(x: Floats, y: Floats, trust: Floats, model: FieldModel, box: Box) -> ModelFit:
-    """Fit by kriging."""
-    fit = fit_kriging(x, y, domain=box)
+    """Fit by kriging; of many pairs those that contradict their neighbours are told before."""
+    kept = np.ones(len(x), dtype=bool)
+    if len(x) > MOST_EXACT:
+        unit = mean_spacing(x)
+        kept = agreement(x / unit, y / unit, trust) > _CONTRADICTED
+    fit = fit_kriging(x[kept], y[kept], domain=box)
+    kept[kept] = fit.is_kept
     prior = fit.prior
     known = fit.residual[np.isfinite(fit.residual)]
     return ModelFit(
@@ -172,7 +180,7 @@ def _kriging(x: Floats, y: Floats, trust: Floats, model: FieldModel, box: Box) -
             "reach_um": prior.reach * fit.unit if math.isfinite(prior.reach) else None,
         },
         losses={"leave-one-out": float(np.sqrt((known**2).mean()))} if len(known) else {},
-        weight=trust * fit.is_kept,
+        weight=trust * kept,
         lattice_error=None,
     )
 
@@ -201,16 +209,24 @@ def _radial(x: Floats, y: Floats, trust: Floats, model: FieldModel, box: Box) ->
             "control_points": fit.num_centres,
         }
         | ({} if beta is None else {"beta_um": beta}),
-        losses={_label(width, amount): loss for (width, amount), loss in fit.losses.items()},
+        losses=_by_width(fit.losses) if beta is not None else _by_smoothing(fit.losses),
         weight=pairs.trusted,
         lattice_error=error,
     )
 
 
-def _label(beta: float, smoothing: float) -> str:
-    """Name a width and a smoothing."""
-    name = f"smoothing={smoothing:.3g}"
-    return f"beta={beta:.3g} um, {name}" if math.isfinite(beta) else name
+def _by_smoothing(losses: dict[tuple[float, float], float]) -> dict[str, float]:
+    """Name losses by the smoothing."""
+    return {f"smoothing={smoothing:.3g}": loss for (_, smoothing), loss in losses.items()}
+
+
+def _by_width(losses: dict[tuple[float, float], float]) -> dict[str, float]:
+    """Name losses by the width, each with the smoothing that is the best there."""
+    best: dict[str, float] = {}
+    for (beta, _), loss in losses.items():
+        name = f"beta={beta:.3g} um"
+        best[name] = min(loss, best.get(name, math.inf))
+    return best
 
 
 def _polynomial(x: Floats, y: Floats, trust: Floats, model: FieldModel, box: Box) -> ModelFit:

@@ -8,11 +8,12 @@ sampled, so a few hundred pairs tell them.
 """
 
 from tilereg.kriging.choice import choose_prior, sampled
-from tilereg.kriging.fit import Kriging, fit_kriging
+from tilereg.kriging.fit import MOST_EXACT, Kriging, fit_kriging
 from tilereg.kriging.leave_out import LeaveOut, leave_one_out, residuals_of
 from tilereg.kriging.prior import Deviation, Prior, bent
 
 __all__ = [
+    "MOST_EXACT",
     "Deviation",
     "Kriging",
     "LeaveOut",

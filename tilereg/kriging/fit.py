@@ -23,13 +23,14 @@ from tilereg.points import check_points
 from tilereg.smoothing import Coherent, Solution
 from tilereg.transform import Affine, DisplacementField, Transform
 
-__all__ = ["Kriging", "fit_kriging"]
+__all__ = ["MOST_EXACT", "Kriging", "fit_kriging"]
 
 Floats = NDArray[np.float64]
 
-# Above so many pairs those that contradict their neighbours are not looked for, and the field is
-# not the exact one but that of a lattice, with no less noise than its solver can resolve.
-_MOST_EXACT = 2000
+MOST_EXACT = 2000
+"""Pairs above which those that contradict their neighbours are not looked for, and the field is
+not the exact one but that of a lattice, with no less noise than its solver can resolve."""
+
 _LEAST_NOISE = 1e-6
 _NEIGHBOURS = 9
 _CONTRADICTED, _TOLERATED = 6.0, 0.2
@@ -127,7 +128,7 @@ def fit_kriging(
             f"{ndim + 2} pairs of the same dimension are needed."
         )
     single = _single(x)
-    is_exact = bool(single.sum() <= _MOST_EXACT)
+    is_exact = bool(single.sum() <= MOST_EXACT)
     if is_exact or like is None or like.solution is None:
         like = None
     unit, centre = mean_spacing(x[single]) if like is None else like.unit, x.mean(axis=0)
@@ -186,7 +187,7 @@ def _single(points: Floats) -> NDArray[np.bool_]:
 
 def _is_held(beta: float, lattice: Lattice, num_pairs: int) -> bool:
     """Whether a lattice is fine enough for fields of this width; the widest is always there."""
-    if num_pairs > _MOST_EXACT and not math.isfinite(beta):
+    if num_pairs > MOST_EXACT and not math.isfinite(beta):
         return False
     finest = _PLATE_STEP if not math.isfinite(beta) else Coherent(beta, 1.0).spacing
     return beta == BETAS[1] or max(lattice.spacing) <= 1.01 * finest
@@ -200,11 +201,11 @@ def _consistent(
     Returns the prior, which pairs are kept, their residuals, and their weights if they are known.
     """
     kept = np.ones(len(points), dtype=bool)
-    if not _NEIGHBOURS + points.shape[1] + 1 < len(points) <= _MOST_EXACT:
+    if not _NEIGHBOURS + points.shape[1] + 1 < len(points) <= MOST_EXACT:
         prior, errors, rows = choose_prior(points, bent(points, targets), betas)
         residual = np.full(len(points), np.nan)
         residual[rows] = errors
-        if len(points) > _MOST_EXACT:
+        if len(points) > MOST_EXACT:
             prior = Prior(prior.beta, max(prior.noise, _LEAST_NOISE))
         return prior, kept, residual, None
     for _ in range(_ROUNDS):
@@ -254,7 +255,7 @@ def _on_lattice(
     """
     affine = fit_affine(points, targets, np.ones(len(points)), prior=1e-6)
     values = targets - affine(points)
-    if len(points) <= _MOST_EXACT:
+    if len(points) <= MOST_EXACT:
         deviation = Deviation.of(points, values, prior.reach)
         if weights is None:
             weights = LeaveOut.of(points, values, prior).product

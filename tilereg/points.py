@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tilereg.errors import InputError
 
-__all__ = ["Correspondences", "Spots", "canonical_order", "check_points"]
+__all__ = ["Correspondences", "Landmarks", "Spots", "canonical_order", "check_points"]
 
 
 def check_points(points: ArrayLike, name: str = "points") -> NDArray[np.float64]:
@@ -163,3 +163,87 @@ class Correspondences:
     def ndim(self) -> int:
         """Number of axes."""
         return int(self.fixed.shape[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Landmarks:
+    """Known pairs of a fixed and a moving point, one a row, and how a match obeys them.
+
+    Parameters
+    ----------
+    fixed, moving : (L, D) float64 ndarray, micrometre
+        What belongs together.
+    weight : (L,) float64 ndarray
+        Relative to a matched pair of spots: 1 is as good as one, 0 takes no part.
+    residual : (L,) float64 ndarray, micrometre
+        Distance from where the transform brings the fixed point to the moving one; NaN before a
+        match.
+    miss : (L,) float64 ndarray, micrometre
+        Distance from where the pairs of spots around it say that the moving point is; NaN before
+        a match, or where there are hardly any pairs.
+    is_contradicted : (L,) bool ndarray
+        Whether that is far more than pairs of spots miss one another.
+    """
+
+    fixed: NDArray[np.float64]
+    moving: NDArray[np.float64]
+    weight: NDArray[np.float64]
+    residual: NDArray[np.float64]
+    miss: NDArray[np.float64]
+    is_contradicted: NDArray[np.bool_]
+
+    def __post_init__(self) -> None:
+        """Check that all columns have the same number of rows."""
+        _check_rows(self, {f.name: len(getattr(self, f.name)) for f in fields(self)})
+
+    def __len__(self) -> int:
+        """Return the number of landmarks."""
+        return len(self.fixed)
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return int(self.fixed.shape[1])
+
+    @classmethod
+    def of(cls, fixed: ArrayLike, moving: ArrayLike, weight: ArrayLike | None = None) -> Landmarks:
+        """Return landmarks that no match has seen yet.
+
+        Raises
+        ------
+        InputError
+            If the points are not as many on both sides or of the same dimension, a number is not
+            finite, or the weights are not one number >= 0 a landmark.
+        """
+        x, y = check_points(fixed, "fixed landmarks"), check_points(moving, "moving landmarks")
+        if x.shape != y.shape:
+            raise InputError(
+                f"Landmarks are {x.shape} fixed and {y.shape} moving points. Every landmark needs "
+                "one point on either side, with the same axes."
+            )
+        trust = np.ones(len(x)) if weight is None else np.asarray(weight, dtype=np.float64)
+        if trust.shape != (len(x),):
+            raise InputError(
+                f"Invalid shape {trust.shape} of the weights of {len(x)} landmarks. One number a "
+                "landmark is needed."
+            )
+        bad = ~(np.isfinite(trust) & (trust >= 0))
+        if bad.any():
+            row = int(np.flatnonzero(bad)[0])
+            raise InputError(
+                f"Invalid weight {trust[row]} of landmark {row}, counted from 0. A weight is a "
+                "finite number >= 0: 1 is as good as a matched pair of spots."
+            )
+        unknown = np.full(len(x), np.nan)
+        return cls(
+            fixed=x,
+            moving=y,
+            weight=trust,
+            residual=unknown,
+            miss=unknown,
+            is_contradicted=np.zeros(len(x), dtype=bool),
+        )
+
+    def take(self, rows: NDArray[Any]) -> Landmarks:
+        """Return the landmarks of these rows, given as indices or as a mask."""
+        return Landmarks(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})

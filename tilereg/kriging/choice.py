@@ -37,6 +37,7 @@ def choose_prior(
     betas: tuple[float, ...] = BETAS,
     *,
     is_local: bool = False,
+    weight: Floats | None = None,
 ) -> tuple[Prior, Floats, Rows]:
     """Choose the prior that predicts values at points best from the values at the others.
 
@@ -50,6 +51,9 @@ def choose_prior(
         Widths to choose from.
     is_local : bool
         Whether the size of the displacement may differ from place to place.
+    weight : (K,) ndarray, optional
+        Above 0; the noise of a pair is that of the prior over its weight, and its residual counts
+        for as much. Default 1.
 
     Returns
     -------
@@ -60,7 +64,7 @@ def choose_prior(
         Which these are.
     """
     rows = sampled(points)
-    search = _Search(points[rows], values[rows], betas)
+    search = _Search(points[rows], values[rows], betas, None if weight is None else weight[rows])
     everywhere = np.ones(len(rows))
     for beta in (math.inf, *_STARTS):
         search.look(math.inf, everywhere, beta)
@@ -80,9 +84,11 @@ def choose_prior(
 class _Search:
     """Priors that were looked at, from one decomposition for all amounts of noise."""
 
-    def __init__(self, points: Floats, values: Floats, betas: tuple[float, ...]) -> None:
+    def __init__(
+        self, points: Floats, values: Floats, betas: tuple[float, ...], weight: Floats | None
+    ) -> None:
         """Start with none."""
-        self._points, self._values = points, values
+        self._points, self._values, self._weight = points, values, weight
         self._betas = sorted(betas)
         self._found: dict[tuple[float, float], Floats] = {}
         self._least_median = math.inf
@@ -95,7 +101,7 @@ class _Search:
         # Wrong pairs weigh little, and so would a bent region if large errors were cut off.
         floor = max(_ALIKE, self._least_median)
         losses = {
-            (its, beta): np.log(residuals**2 + floor**2).mean(axis=0)
+            (its, beta): self._mean(np.log(residuals**2 + floor**2))
             for (its, beta), residuals in self._found.items()
             if reach is None or (its == reach and math.isfinite(beta))
         }
@@ -112,9 +118,15 @@ class _Search:
             return
         beta = min(self._betas, key=lambda b: abs(1 / b - 1 / beta))
         if (reach, beta) not in self._found:
-            found = residuals_of(self._points, self._values, beta, _NOISES, deviation)
+            found = residuals_of(self._points, self._values, beta, _NOISES, deviation, self._weight)
             self._found[reach, beta] = found
             self._least_median = min(self._least_median, float(np.median(found, axis=0).min()))
+
+    def _mean(self, losses: Floats) -> Floats:
+        """Return the weighted mean (L,) of (K, L) losses."""
+        if self._weight is None:
+            return np.asarray(losses.mean(axis=0))
+        return np.asarray(np.average(losses, axis=0, weights=self._weight))
 
     def climb(self, reach: float, deviation: Floats) -> None:
         """Look at the widths next to the best as long as they are better."""

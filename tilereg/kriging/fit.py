@@ -84,6 +84,7 @@ def fit_kriging(
     fixed: ArrayLike,
     moving: ArrayLike,
     *,
+    weight: ArrayLike | None = None,
     domain: tuple[ArrayLike, ArrayLike] | None = None,
     like: Kriging | None = None,
 ) -> Kriging:
@@ -93,6 +94,8 @@ def fit_kriging(
     ----------
     fixed, moving : (K, D) array_like, micrometre
         Pairs, axes z, y, x or y, x.
+    weight : (K,) array_like, optional
+        Above 0: the variance of a pair is that of one of weight 1 over its weight. Default 1.
     domain : pair of (D,) array_like, micrometre, optional
         Box in which the field may vary. Default: the box of the fixed points.
     like : Kriging, optional
@@ -106,7 +109,7 @@ def fit_kriging(
     Raises
     ------
     InputError
-        If there are fewer than D + 2 pairs or the shapes differ.
+        If there are fewer than D + 2 pairs, the shapes differ, or a weight is not above 0.
 
     Notes
     -----
@@ -127,7 +130,8 @@ def fit_kriging(
             f"Cannot fit a field to {x.shape} fixed and {y.shape} moving points. At least "
             f"{ndim + 2} pairs of the same dimension are needed."
         )
-    single = _single(x)
+    given = None if weight is None else _checked(weight, len(x))
+    single = _single(x, given)
     is_exact = bool(single.sum() <= MOST_EXACT)
     if is_exact or like is None or like.solution is None:
         like = None
@@ -147,7 +151,11 @@ def fit_kriging(
         is_local = max(lattice.spacing) <= _LOCAL_STEP
         if like is None:
             found, kept[single], residual[single], weights = _consistent(
-                points[single], targets[single], betas, is_local=is_local
+                points[single],
+                targets[single],
+                betas,
+                is_local=is_local,
+                trust=None if given is None else given[single],
             )
         else:
             found, weights = like.prior, None
@@ -155,9 +163,14 @@ def fit_kriging(
         if math.isfinite(found.beta):
             width = min(found.beta, found.reach)
             lattice = cover(low, high, max(step, width / _NODES_A_BETA[is_exact]), most)
-        start = None if like is None else like.solution
         affine, field, solution = _on_lattice(
-            points[kept], targets[kept], found, lattice, weights, start
+            points[kept],
+            targets[kept],
+            found,
+            lattice,
+            weights,
+            trust=None if given is None else given[kept],
+            start=None if like is None else like.solution,
         )
     world = Affine(affine.matrix, unit * affine.offset + centre - affine.matrix @ centre)
     scaled = DisplacementField(
@@ -173,12 +186,26 @@ def fit_kriging(
     )
 
 
-def _single(points: Floats) -> NDArray[np.bool_]:
-    """Return which points are the only or the first one at their place."""
+def _checked(weight: ArrayLike, count: int) -> Floats:
+    """Return the weights of pairs."""
+    weights = np.asarray(weight, dtype=np.float64)
+    if weights.shape != (count,) or not (np.isfinite(weights) & (weights > 0)).all():
+        raise InputError(
+            f"Invalid weights of shape {weights.shape} of {count} pairs. One finite number > 0 a "
+            "pair is needed; leave out pairs of weight 0."
+        )
+    return weights
+
+
+def _single(points: Floats, weight: Floats | None = None) -> NDArray[np.bool_]:
+    """Return which points are the only one at their place, the heaviest or the first."""
     extent = float(np.ptp(points, axis=0).max())
     pairs = cKDTree(points).query_pairs(_SAME * extent, output_type="ndarray")
     single = np.ones(len(points), dtype=bool)
-    single[pairs[:, 1]] = False
+    less = pairs[:, 1]
+    if weight is not None:
+        less = np.where(weight[pairs[:, 1]] > weight[pairs[:, 0]], pairs[:, 0], less)
+    single[less] = False
     # Of points that are all at one place.
     if single.sum() < points.shape[1] + 2:
         single[:] = True
@@ -194,7 +221,12 @@ def _is_held(beta: float, lattice: Lattice, num_pairs: int) -> bool:
 
 
 def _consistent(
-    points: Floats, targets: Floats, betas: tuple[float, ...], *, is_local: bool
+    points: Floats,
+    targets: Floats,
+    betas: tuple[float, ...],
+    *,
+    is_local: bool,
+    trust: Floats | None,
 ) -> tuple[Prior, NDArray[np.bool_], Floats, Floats | None]:
     """Choose a prior, leave out pairs that contradict their neighbours, choose again.
 
@@ -202,7 +234,7 @@ def _consistent(
     """
     kept = np.ones(len(points), dtype=bool)
     if not _NEIGHBOURS + points.shape[1] + 1 < len(points) <= MOST_EXACT:
-        prior, errors, rows = choose_prior(points, bent(points, targets), betas)
+        prior, errors, rows = choose_prior(points, bent(points, targets), betas, weight=trust)
         residual = np.full(len(points), np.nan)
         residual[rows] = errors
         if len(points) > MOST_EXACT:
@@ -210,9 +242,9 @@ def _consistent(
         return prior, kept, residual, None
     for _ in range(_ROUNDS):
         x, y = points[kept], targets[kept]
-        values = bent(x, y)
-        prior = choose_prior(x, values, betas, is_local=is_local)[0]
-        others = LeaveOut.of(x, values, prior)
+        values, weight = bent(x, y), None if trust is None else trust[kept]
+        prior = choose_prior(x, values, betas, is_local=is_local, weight=weight)[0]
+        others = LeaveOut.of(x, values, prior, weight)
         errors = np.linalg.norm(others.residuals(), axis=1)
         bad = _misleading(x, others, errors)
         if not bad.any() or len(x) - bad.sum() < _LEAST_KEPT * len(points):
@@ -247,38 +279,50 @@ def _on_lattice(
     prior: Prior,
     lattice: Lattice,
     weights: Floats | None,
+    *,
+    trust: Floats | None,
     start: Solution | None,
 ) -> tuple[Affine, DisplacementField, Solution | None]:
-    """Fit the field of a prior, and hold it on a lattice; weights of the pairs if known.
+    """Fit the field of a prior, and hold it on a lattice.
 
-    Of many pairs, from an earlier solution, and with one.
+    weights (K, D) are those of the pairs in the sum of covariances, if they are known, trust (K,)
+    is what they are given. Of many pairs, from an earlier solution, and with one.
     """
     affine = fit_affine(points, targets, np.ones(len(points)), prior=1e-6)
     values = targets - affine(points)
     if len(points) <= MOST_EXACT:
         deviation = Deviation.of(points, values, prior.reach)
         if weights is None:
-            weights = LeaveOut.of(points, values, prior).product
-        trend, weights = _with_trend(points, values, prior, deviation, weights)
+            weights = LeaveOut.of(points, values, prior, trust).product
+        noise = prior.noise if trust is None else prior.noise / trust[:, None]
+        trend, weights = _with_trend(points, values, prior, deviation, weights, noise)
         held = _interpolated(points, weights, prior, deviation, lattice)
         return Affine(affine.matrix + trend[:-1].T, affine.offset + trend[-1]), held, None
     weight = np.full(len(points), 1.0 / prior.noise)
+    if trust is not None:
+        weight *= trust
     equations = NormalEquations.assemble(lattice, points, weight, values)
     solution = Coherent(prior.beta, 1.0).solve(equations, start=start, tolerance=1e-4)
     return affine, lattice.field(solution.coefficients), solution
 
 
 def _with_trend(
-    points: Floats, values: Floats, prior: Prior, deviation: Deviation, weights: Floats
+    points: Floats,
+    values: Floats,
+    prior: Prior,
+    deviation: Deviation,
+    weights: Floats,
+    noise: Floats | float,
 ) -> tuple[Floats, Floats]:
     """Return the affine trend (D + 1, D) of values beside the points' weights.
 
-    And the weights multiplied by the deviation there, the other factor of the covariance.
+    And the weights multiplied by the deviation there, the other factor of the covariance. noise
+    (K, 1) is that of each pair, or one number that of all.
     """
     size = deviation(points)
     system = prior.covariance(cdist(points, points)) * (size[:, None] * size)
     design = np.column_stack([points, np.ones(len(points))])
-    left = values - system @ weights - prior.noise * weights
+    left = values - system @ weights - noise * weights
     trend = np.asarray(np.linalg.lstsq(design, left, rcond=FLAT)[0], dtype=np.float64)
     return trend, size[:, None] * weights
 

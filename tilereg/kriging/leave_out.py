@@ -46,9 +46,10 @@ class Trend:
         self._reflections = reflections[:, : self.rank], scales[: self.rank]
 
     @classmethod
-    def affine(cls, points: Floats) -> Trend:
-        """Decompose the affine functions at (K, D) points."""
-        return cls(np.column_stack([points - points.mean(axis=0), np.ones(len(points))]))
+    def affine(cls, points: Floats, root: Floats | None = None) -> Trend:
+        """Decompose the affine functions at (K, D) points, times (K,) roots of weights."""
+        columns = np.column_stack([points - points.mean(axis=0), np.ones(len(points))])
+        return cls(columns if root is None else columns * root[:, None])
 
     def _turned(self, values: Floats, side: str, *, back: bool) -> Floats:
         """Multiply by the reflections from a side."""
@@ -79,6 +80,10 @@ class Trend:
 class LeaveOut:
     """Predictions of pairs from the others: Dubrule's matrix ``Q (Q' K Q + noise)^-1 Q'``.
 
+    The noise of a pair is that of the prior over its weight W. Multiplied by S, the roots of the
+    weights, values have even noise again, so that the same is exact: the matrix is
+    ``S Q (Q' S K S Q + noise)^-1 Q' S``, Q a basis of what S times the trend leaves.
+
     Parameters
     ----------
     matrix : (K, K) ndarray
@@ -90,20 +95,32 @@ class LeaveOut:
     product: Floats
 
     @classmethod
-    def of(cls, points: Floats, values: Floats, prior: Prior) -> LeaveOut:
-        """Factorise the covariance of (K, D) points, in mean spacings, with (K, D) values."""
+    def of(
+        cls, points: Floats, values: Floats, prior: Prior, weight: Floats | None = None
+    ) -> LeaveOut:
+        """Factorise the covariance of (K, D) points, in mean spacings, with (K, D) values.
+
+        weight (K,) are > 0; the noise of a pair is that of the prior over its weight.
+        """
         system = prior.covariance(cdist(points, points))
         if math.isfinite(prior.reach):
             deviation = Deviation.of(points, values, prior.reach)(points)
             system *= deviation[:, None] * deviation
-        trend = Trend.affine(points)
+        root = None if weight is None else np.sqrt(weight)
+        if root is not None:
+            system *= root[:, None] * root
+        trend = Trend.affine(points, root)
         inner = trend.inner(system)
         inner[np.diag_indices_from(inner)] += prior.noise
-        return cls.of_inner(trend, inner, values)
+        return cls.of_inner(trend, inner, values, root)
 
     @classmethod
-    def of_inner(cls, trend: Trend, inner: Floats, values: Floats) -> LeaveOut:
+    def of_inner(
+        cls, trend: Trend, inner: Floats, values: Floats, root: Floats | None = None
+    ) -> LeaveOut:
         """Factorise a covariance, noise included, in the basis of what a trend leaves.
+
+        Both times the (K,) roots of weights, where there are some.
 
         Raises
         ------
@@ -116,6 +133,8 @@ class LeaveOut:
         inverse = dpotri(factor, lower=1, overwrite_c=1)[0]
         inverse = np.tril(inverse) + np.tril(inverse, -1).T
         matrix = trend.outer(trend.outer(inverse).T)
+        if root is not None:
+            matrix *= root[:, None] * root
         return cls(matrix, matrix @ values)
 
     def of_values(self, values: Floats) -> LeaveOut:
@@ -134,7 +153,9 @@ class LeaveOut:
         return np.asarray(left / (diagonal[at] * diagonal[row] - both**2)[:, None])
 
 
-def leave_one_out(points: Floats, values: Floats, prior: Prior) -> Floats:
+def leave_one_out(
+    points: Floats, values: Floats, prior: Prior, weight: Floats | None = None
+) -> Floats:
     """Return by how much the other pairs fail to predict each pair, (K, D).
 
     Parameters
@@ -144,8 +165,10 @@ def leave_one_out(points: Floats, values: Floats, prior: Prior) -> Floats:
     values : (K, D) ndarray
         Displacements.
     prior : Prior
+    weight : (K,) ndarray, optional
+        Above 0; the noise of a pair is that of the prior over its weight. Default 1.
     """
-    return LeaveOut.of(points, values, prior).residuals()
+    return LeaveOut.of(points, values, prior, weight).residuals()
 
 
 def residuals_of(
@@ -154,6 +177,7 @@ def residuals_of(
     beta: float,
     noises: tuple[float, ...],
     deviation: Floats | None = None,
+    weight: Floats | None = None,
 ) -> Floats:
     """Return the lengths (K, L) of the leave-one-out residuals of L priors of one width.
 
@@ -167,12 +191,20 @@ def residuals_of(
         One prior each.
     deviation : (K,) ndarray, optional
         Of the displacement at the points. Default: the same everywhere.
+    weight : (K,) ndarray, optional
+        As for `leave_one_out`.
     """
-    trend = Trend.affine(points)
     covariance = Prior(beta, 0.0).covariance(cdist(points, points))
     if deviation is not None:
         covariance *= deviation[:, None] * deviation
-    return residuals_of_inner(trend, trend.inner(covariance), values, noises)
+    if weight is None:
+        trend = Trend.affine(points)
+        return residuals_of_inner(trend, trend.inner(covariance), values, noises)
+    root = np.sqrt(weight)
+    trend = Trend.affine(points, root)
+    inner = trend.inner(covariance * (root[:, None] * root))
+    found = residuals_of_inner(trend, inner, values * root[:, None], noises)
+    return found / root[:, None]
 
 
 def residuals_of_inner(

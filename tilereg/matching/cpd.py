@@ -19,12 +19,13 @@ from tilereg.lattice import Lattice, NormalEquations
 from tilereg.matching.cells import CellList
 from tilereg.matching.coarse import Coarse
 from tilereg.matching.drift import Drift, drift
+from tilereg.matching.evidence import Chance
 from tilereg.matching.extension import extend
 from tilereg.matching.kriged import by_kriging
 from tilereg.matching.pairing import GATE, mutual_neighbours, pair_sigma
 from tilereg.matching.problem import FEWEST_PAIRS, Found, Problem
 from tilereg.matching.selection import SIMPLE_MODELS, Selection, fit_simple, select_model
-from tilereg.matching.votes import count_votes, fit_votes
+from tilereg.matching.votes import Votes, count_votes, fit_votes, known_votes
 from tilereg.smoothing import Coherent
 from tilereg.transform import Affine, DisplacementField, Transform
 
@@ -131,18 +132,42 @@ class _Cpd:
 
     def _first(self) -> _Stage:
         """Run a stiff drift from votes: of very many spots, a part of them."""
-        problem, rows = self.problem, self.problem.fitted_rows
-        start = None
-        if len(rows) >= _FEW:
-            near = problem.crowding
-            cells = CellList.build(problem.targets, near * _VOTE_CELL)
-            votes = count_votes(problem.fitted, problem.moved(self.affine, rows), cells, near)
-            coarse = Lattice.cover(*problem.box, _VOTING.spacing)
-            voted, _ = fit_votes(votes, coarse, _VOTING)
-            start = coarse.field(voted.coefficients)
+        rows = self.problem.fitted_rows
         # They come by distance from the middle: each so many-th are spread as all are.
         step = min(max(1, len(rows) // _ENOUGH), _MOST_STEP)
-        return self._drift(_FIRST, start, rows[::step], step=step)
+        return self._drift(_FIRST, self._voted(), rows[::step], step=step)
+
+    def _voted(self) -> DisplacementField | None:
+        """Return the field that landmarks and blocks of spots vote for; None without either.
+
+        Blocks vote from the pose, and from where landmarks lead: those may be far from the pose,
+        or wrong.
+        """
+        problem, near = self.problem, self.problem.crowding
+        coarse = Lattice.cover(*problem.box, _VOTING.spacing)
+        known = problem.known(self.affine)
+        told: list[Votes] = []
+        maps = [Transform(self.affine, None)]
+        if known is not None:
+            told.append(known_votes(known.points, known.shift, known.weight))
+            led, _ = fit_votes(told[0], coarse, _VOTING)
+            maps.append(Transform(self.affine, coarse.field(led.coefficients)))
+        if len(problem.fitted) < _FEW:
+            return self._better(maps).field
+        cells = CellList.build(problem.targets, near * _VOTE_CELL)
+        for map_ in maps:
+            moved = problem.moved(map_, problem.fitted_rows)
+            votes = count_votes(problem.fitted, moved, cells, near)
+            told.append(votes if map_.field is None else votes.on_top_of(map_.field))
+        voted, _ = fit_votes(Votes.joined(told), coarse, _VOTING)
+        return coarse.field(voted.coefficients)
+
+    def _better(self, maps: list[Transform]) -> Transform:
+        """Return the map that gives more partners than chance, the first of equals."""
+        problem = self.problem
+        chance = Chance.of(problem.moving, problem.shelves, problem.crowding)
+        rows = problem.fitted_rows
+        return min(maps, key=lambda map_: chance.evidence(problem.moved(map_, rows), 0))
 
     def _second(self, prior: Coherent, first: _Stage) -> _Stage:
         """Run the drift of a prior that was chosen, from where the first has ended."""
@@ -182,6 +207,7 @@ class _Cpd:
             lattice,
             prior,
             density=problem.density,
+            known=problem.known(self.affine),
             start=solution,
             sigma=sigma,
             w=w if step == 1 else 1 - (1 - w) / step,
@@ -212,14 +238,18 @@ class _Cpd:
         partner = problem.shelves.lowered(found.partner, first.rows)
         map_ = fit_simple(model, source[near], partner[near], found.posterior[near])
         tree = cKDTree(problem.targets)
+        count = len(source)
         for _ in range(_ROUNDS):
             distance, rows = tree.query(problem.moved(map_, first.rows))
             scale = max(float(np.median(distance[near])), 1e-6)
-            weights = np.where(
+            x, y, trust = problem.with_landmarks(source, problem.moving[rows], np.ones(count))
+            missed = np.linalg.norm(map_(x[count:]) - y[count:], axis=1)
+            distance = np.concatenate([distance, missed])
+            weights = trust * np.where(
                 distance < 6 * scale, 1 / (1 + (distance / (2 * scale)) ** 2) ** 2, 0
             )
-            if (weights > 0).sum() < FEWEST_PAIRS - 1:
+            near = weights[:count] > 0
+            if near.sum() < FEWEST_PAIRS - 1:
                 break
-            map_ = fit_simple(model, source, problem.moving[rows], weights)
-            near = weights > 0
+            map_ = fit_simple(model, x, y, weights)
         return map_

@@ -28,7 +28,7 @@ from tilereg.lattice import Lattice, NormalEquations
 from tilereg.matching.cells import CellList, neighbour_distance
 from tilereg.smoothing import Coherent, Solution
 
-__all__ = ["Drift", "DriftStep", "drift", "local_density"]
+__all__ = ["Drift", "DriftStep", "Known", "drift", "local_density"]
 
 Floats = NDArray[np.float64]
 
@@ -79,6 +79,33 @@ class Drift:
     steps: tuple[DriftStep, ...] = field(default=())
 
 
+@dataclass(frozen=True, eq=False)
+class Known:
+    """Pairs that need no posterior, such as landmarks.
+
+    Parameters
+    ----------
+    points, shift : (L, D) ndarray
+        Where they are, and their displacement on top of the base map.
+    weight : (L,) ndarray
+        Relative to a source that is sure of its partner.
+    """
+
+    points: Floats
+    shift: Floats
+    weight: Floats
+
+    def beside(
+        self, source: Floats, weights: Floats, values: Floats, sigma: float
+    ) -> tuple[Floats, Floats, Floats]:
+        """Return points, weights and values of a fit with these pairs added."""
+        return (
+            np.concatenate([source, self.points]),
+            np.concatenate([weights, self.weight / sigma**2]),
+            np.concatenate([values, self.shift]),
+        )
+
+
 def local_density(points: Floats) -> Floats:
     """Return the number of points in a unit volume around each point, from near neighbours."""
     ndim = points.shape[1]
@@ -99,6 +126,7 @@ def drift(
     prior: Coherent,
     *,
     density: Floats | None = None,
+    known: Known | None = None,
     start: Solution | None = None,
     sigma: float = 0.33,
     least_sigma: float = 0.01,
@@ -119,6 +147,8 @@ def drift(
     prior : Coherent
     density : (N,) ndarray, optional
         `local_density` of the target, where it is known already.
+    known : Known, optional
+        Pairs that pull the field like sources that are sure of their partners.
     start : Solution, optional
         Field to start from. Default none.
     sigma, least_sigma : float
@@ -150,7 +180,10 @@ def drift(
         weights = np.where(p1 > _LEAST_POSTERIOR, p1, 0.0) / sigma**2
         if not weights.any():
             break
-        equations = NormalEquations.assemble(lattice, source, weights, partner - base)
+        rows = source, weights, partner - base
+        if known is not None:
+            rows = known.beside(*rows, sigma)
+        equations = NormalEquations.assemble(lattice, *rows)
         tolerance = 1e-3 if not last_steps else 1e-4
         solution = prior.solve(equations, start=solution, tolerance=tolerance)
         following = base + lattice.field(solution.coefficients)(source)

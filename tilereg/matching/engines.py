@@ -19,7 +19,7 @@ _PLACES = {"cpd": "cpd.cpd"}
 METHODS = tuple(_PLACES)
 
 # What else an engine can use. What is not named here is refused, never ignored in silence.
-_USED = {"cpd": {"spot classes"}}
+_USED = {"cpd": {"spot classes", "landmarks"}}
 
 
 def engine(method: str) -> Engine:

@@ -170,16 +170,17 @@ class _Scene:
         problem = self.problem
         ndim = problem.fixed.shape[1]
         used = ~problem.held[ours]
-        x, y = problem.fixed[ours[used]], problem.moving[theirs[used]]
-        if len(x) > _MOST_REFITTED:
+        count = int(used.sum())
+        x, y, weight = problem.given(ours[used], theirs[used])
+        if count > _MOST_REFITTED:
             # The growth has left out what contradicts its neighbours.
-            plate = fit_field(x, y, domain=problem.box, robust=False).transform
+            plate = fit_field(x, y, weight=weight, domain=problem.box, robust=False).transform
             guess = pair_sigma(problem.moved(plate), problem.targets, 0.1, problem.held)
             return Extension(plate, guess, math.inf, ours, theirs, is_plate=True)
-        fit = fit_kriging(x, y, domain=problem.box)
+        fit = fit_kriging(x, y, weight=weight, domain=problem.box)
         # The pairs' own residuals matter where a lattice is too coarse for the field.
-        own = np.linalg.norm(fit.transform(x) - y, axis=1)[fit.is_kept]
-        length = max(float(np.nanmedian(fit.residual)), float(np.median(own)))
+        own = np.linalg.norm(fit.transform(x) - y, axis=1)[:count][fit.is_kept[:count]]
+        length = max(float(np.nanmedian(fit.residual[:count])), float(np.median(own)))
         sigma = length / _MEDIAN_LENGTH[ndim]
         width = fit.prior.beta * fit.unit
         return Extension(fit.transform, max(sigma, 1e-6), width, ours, theirs, is_plate=False)

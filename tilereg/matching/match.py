@@ -3,38 +3,51 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tilereg.errors import InputError
-from tilereg.lattice import Lattice
+from tilereg.matching.checking import (
+    FIELDS,
+    check_axes,
+    check_choice,
+    check_landmarks,
+    check_numbers,
+    check_width,
+)
 from tilereg.matching.classes import Arrangement, arrange, check_classes
 from tilereg.matching.clouds import Unit, num_distinct
 from tilereg.matching.coarse import Coarse, find_pose
 from tilereg.matching.engines import METHODS, check_given, engine
 from tilereg.matching.kriged import refit
+from tilereg.matching.landmarks import (
+    agrees,
+    judge_landmarks,
+    landmark_pose,
+    warnings_of,
+    with_landmarks,
+)
 from tilereg.matching.pairing import GATE
 from tilereg.matching.problem import FEWEST_PAIRS, Found, Problem
 from tilereg.matching.result import Match, correspondences, in_rows, nothing
 from tilereg.matching.shelves import Shelves
 from tilereg.matching.verdict import judge
-from tilereg.points import Spots, check_points
-from tilereg.smoothing import Coherent
+from tilereg.points import Landmarks, Spots, check_points
 from tilereg.transform import Affine
 
 __all__ = ["FIELDS", "METHODS", "match_spots"]
 
 Floats = NDArray[np.float64]
 
-FIELDS = ("auto", "coherent", "kriging")
-
 # With a low share of outliers to start from, spots without a partner pull the field to wrong ones;
 # a high one is found to be too high in the first iterations.
 _MANY_OUTLIERS = 0.9
 _FEW, _MOST_HELD_OUT = 60, 5000
-_MOST_NODES = 1_000_000
+# Log10 of the probability from which on spots do not clearly confirm a pose.
+_UNSEEN = -12.0
 # Share of the spots with a partner that have one of their own, where no map has collapsed.
 _ONE_TO_ONE = 0.8
 
@@ -55,6 +68,7 @@ def match_spots(
     seed: int = 0,
     fixed_class: ArrayLike | None = None,
     moving_class: ArrayLike | None = None,
+    landmarks: Landmarks | Sequence[ArrayLike] | None = None,
 ) -> Match:
     """Match two clouds that are related by a pose and a smooth deformation.
 
@@ -92,6 +106,13 @@ def match_spots(
         Class of each spot, such as its gene. Only spots of the same class are paired, in every
         step, and chance is that of like spots. Those of a class that only one cloud has are left
         out; the result's `message` says so. Default: all spots are alike.
+    landmarks : Landmarks, or (L, D), (L, D) and optionally (L,) array_like, micrometre, optional
+        Known pairs: fixed points, moving points, and weights relative to a matched pair of spots
+        (default 1: as good as one; 0 takes no part; above 1 counts in the last fit of a kriging
+        or thin-plate field). They give the pose where there are enough of
+        them and none is given, pull the drift and enter the fits. They count for no evidence:
+        spots alone can make a match 'ok'. The result tells how each is obeyed, and warns of those
+        that the spots around contradict.
 
     Returns
     -------
@@ -101,8 +122,8 @@ def match_spots(
     ------
     InputError
         If a cloud is not (N, 2) or (N, 3), the dimensions differ, a number is not finite, the
-        method or the field is unknown, the classes cannot be compared, or the method cannot use
-        what is given.
+        method or the field is unknown, the classes cannot be compared, the landmarks are no pairs,
+        or the method cannot use what is given.
 
     Notes
     -----
@@ -116,34 +137,28 @@ def match_spots(
     >>> match.status, np.abs(match.transform(fixed) - fixed - [5, -3, 40]).max() < 1e-3
     ('ok', np.True_)
     """
-    if method not in METHODS:
-        raise InputError(f"Invalid method '{method}'. Known methods: {', '.join(METHODS)}.")
-    if field not in FIELDS:
-        raise InputError(f"Invalid field '{field}'. Known fields: {', '.join(FIELDS)}.")
-    if field == "kriging" and beta is not None:
-        raise InputError(
-            "A kriging field chooses its own width, beta is that of the drift's. Leave one out."
-        )
+    check_choice(method, field, beta)
     x, y = _cloud(fixed, "fixed points"), _cloud(moving, "moving points")
-    _check_axes(x, y, initial)
-    _check_numbers(max_rotation, w, beta, max_iterations)
+    known = check_landmarks(landmarks)
+    check_axes(x, y, initial, known)
+    check_numbers(max_rotation, w, beta, max_iterations)
     classes = check_classes(fixed_class, moving_class, len(x), len(y))
-    check_given(method, {"spot classes": classes is not None})
+    check_given(method, {"spot classes": classes is not None, "landmarks": known is not None})
     arranged = arrange(x, y, classes)
     rows = arranged.rows
     x, y = x[rows[0]], y[rows[1]]
     counts = num_distinct(x), num_distinct(y)
     if min(counts) < FEWEST_PAIRS:
         message = f"{counts[0]} fixed and {counts[1]} moving spots are too few to match."
-        return _told(nothing(x, message), arranged)
+        return _told(nothing(x, message), arranged, known)
     unit = Unit.of(x, y)
-    box = (x.min(axis=0), x.max(axis=0)) if domain is None else domain
     inner = unit.fixed(x), unit.moving(y)
+    low, high = _box(x, known) if domain is None else domain
     problem = Problem(
         fixed=inner[0],
         moving=inner[1],
-        low=unit.fixed(np.atleast_2d(np.asarray(box[0], dtype=np.float64)))[0],
-        high=unit.fixed(np.atleast_2d(np.asarray(box[1], dtype=np.float64)))[0],
+        low=unit.fixed(np.atleast_2d(np.asarray(low, dtype=np.float64)))[0],
+        high=unit.fixed(np.atleast_2d(np.asarray(high, dtype=np.float64)))[0],
         held=_hold_out(len(x), held_out, seed),
         w=_MANY_OUTLIERS if w is None else w,
         beta=None if beta is None else beta / unit.scale,
@@ -151,35 +166,56 @@ def match_spots(
         max_iterations=max_iterations,
         shelves=Shelves.of(arranged.numbers, *inner),
     )
-    _check_width(problem, beta)
-    pose = (
-        find_pose(
-            problem.fitted,
-            problem.moving,
-            max_rotation=max_rotation,
-            shelves=problem.shelves.take(problem.fitted_rows),
-        )
-        if initial is None
-        else Coarse(unit.affine_in(initial), -math.inf, "given", 0, 1.0)
-    )
+    if known is not None:
+        problem = with_landmarks(problem, known, unit)
+    check_width(problem, beta)
+    pose = _pose(problem, None if initial is None else unit.affine_in(initial), max_rotation)
     if not pose.is_found:
         message = (
             f"The best of {pose.num_tried} poses gives no more partners than chance does "
             f"(log10 of its probability {pose.evidence:.1f})."
         )
         none = nothing(x, message, status="no registration", spacing=unit.scale)
-        return _told(none, arranged)
+        return _told(none, arranged, known)
     found = _assembled(problem, engine(method)(problem, pose), pose, unit, x, y)
     found = replace(found, correspondences=in_rows(found.correspondences, *rows))
-    return _told(found, arranged)
+    return _told(found, arranged, known)
 
 
-def _told(match: Match, arranged: Arrangement) -> Match:
-    """Say which spots were left out for their class."""
-    if not arranged.message:
+def _box(x: Floats, known: Landmarks | None) -> tuple[Floats, Floats]:
+    """Return the box of the fixed spots and landmarks."""
+    points = x if known is None else np.concatenate([x, known.fixed])
+    return points.min(axis=0), points.max(axis=0)
+
+
+def _pose(problem: Problem, given: Affine | None, max_rotation: float) -> Coarse:
+    """Return the pose that is given or that landmarks give; search where spots doubt it."""
+    if given is not None:
+        return Coarse(given, -math.inf, "given", 0, 1.0)
+    told = landmark_pose(problem)
+    if told is None or told.evidence > _UNSEEN:
+        # Landmarks may be set roughly, or all be wrong: spots know better, where they know at all.
+        shelves = problem.shelves.take(problem.fitted_rows)
+        found = find_pose(
+            problem.fitted, problem.moving, max_rotation=max_rotation, shelves=shelves
+        )
+        if told is None or (found.is_found and agrees(found.affine, problem)):
+            return found
+    return replace(told, evidence=-math.inf)
+
+
+def _told(match: Match, arranged: Arrangement, known: Landmarks | None) -> Match:
+    """Say which spots were left out for their class, and how the landmarks are obeyed."""
+    if arranged.message:
+        details = match.details | {"alone": arranged.alone}
+        message = f"{match.message} {arranged.message}"
+        match = replace(match, message=message, details=details)
+    if known is None:
         return match
-    details = match.details | {"alone": arranged.alone}
-    return replace(match, message=f"{match.message} {arranged.message}", details=details)
+    if match.model != "none":
+        known = judge_landmarks(known, match.transform, match.correspondences)
+    warnings = warnings_of(known) if match.is_ok else ()
+    return replace(match, landmarks=known, warnings=warnings)
 
 
 def _assembled(
@@ -211,6 +247,8 @@ def _assembled(
     )
     if not is_sound:
         message = f"The fitted map collapses the spots or mirrors them. {message}"
+    if not is_ok and pose.source == "landmarks":
+        message += " The pose is that of the landmarks; without them one is searched for."
     return Match(
         transform=unit.transform_out(final.affine, final.field),
         judge=unit.transform_out(found.map.affine, found.map.field),
@@ -244,47 +282,6 @@ def _assembled(
 def _cloud(points: ArrayLike | Spots, name: str) -> Floats:
     """Return the positions of points or spots, checked."""
     return check_points(points.positions if isinstance(points, Spots) else points, name)
-
-
-def _check_axes(fixed: Floats, moving: Floats, initial: Affine | None) -> None:
-    """Raise unless everything has the same number of axes."""
-    if fixed.shape[1] != moving.shape[1]:
-        raise InputError(
-            f"Fixed points have {fixed.shape[1]} axes, moving points have {moving.shape[1]}. "
-            "Both must have the same."
-        )
-    if initial is not None and initial.ndim != fixed.shape[1]:
-        raise InputError(
-            f"The initial affine has {initial.ndim} axes, the points have {fixed.shape[1]}."
-        )
-
-
-def _check_numbers(
-    max_rotation: float, w: float | None, beta: float | None, max_iterations: int
-) -> None:
-    """Raise unless all settings are in their ranges."""
-    if not 0 <= max_rotation <= 180:
-        raise InputError(f"Invalid max_rotation {max_rotation}. It must be 0 to 180 degrees.")
-    if w is not None and not 0 < w < 1:
-        raise InputError(f"Invalid w {w}. A share above 0 and below 1 is needed.")
-    if beta is not None and not (beta > 0 and math.isfinite(beta)):
-        raise InputError(f"Invalid beta {beta} um. It must be > 0 and finite.")
-    if max_iterations < 1:
-        raise InputError(f"Invalid max_iterations {max_iterations}. It must be at least 1.")
-
-
-def _check_width(problem: Problem, beta: float | None) -> None:
-    """Raise where a coherence width is so small that its lattice could not be held."""
-    if problem.beta is None or beta is None:
-        return
-    size = Lattice.cover(problem.low, problem.high, Coherent(problem.beta, 1.0).spacing).size
-    if size > _MOST_NODES:
-        ndim = problem.fixed.shape[1]
-        least = beta * (size / _MOST_NODES) ** (1 / ndim)
-        raise InputError(
-            f"Invalid beta {beta} um. A field this fine over the fixed spots would have {size} "
-            f"nodes, and at most {_MOST_NODES} are held; use {least:.3g} um or more."
-        )
 
 
 def _hold_out(count: int, share: float, seed: int) -> NDArray[np.bool_]:

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from tilereg.kriging import Kriging
 from tilereg.matching.clouds import crowding, steps_aside
+from tilereg.matching.drift import Known
 from tilereg.matching.shelves import ALIKE, Shelves
+from tilereg.points import Landmarks
 from tilereg.transform import Transform
 
 if TYPE_CHECKING:
@@ -49,6 +51,8 @@ class Problem:
         Most iterations of a stage.
     shelves : Shelves
         Which spots may be partners: where clouds lie while partners are sought.
+    landmarks : Landmarks, optional
+        Known pairs, which enter every fit.
     """
 
     fixed: Floats
@@ -61,6 +65,7 @@ class Problem:
     field: str
     max_iterations: int
     shelves: Shelves = ALIKE
+    landmarks: Landmarks | None = None
 
     @cached_property
     def fitted_rows(self) -> Rows:
@@ -97,6 +102,41 @@ class Problem:
     def aside(self) -> Floats:
         """Steps (S, D) that part all pairs: what is paired then is by chance."""
         return steps_aside(self.moving, max(1.0, self.crowding))
+
+    def given(
+        self, ours: Rows, theirs: Rows, *, is_last: bool = False
+    ) -> tuple[Floats, Floats, Floats | None]:
+        """Return what a fit to (K,) pairs is given: their spots, then the landmarks, and weights.
+
+        No weights where all are alike. Until the last fit no landmark counts for more than a pair
+        of spots: a heavy one that is wrong would lead all spots around it to wrong partners, and
+        nothing would contradict it.
+        """
+        x, y = self.fixed[ours], self.moving[theirs]
+        if self.landmarks is None:
+            return x, y, None
+        x, y, weight = self.with_landmarks(x, y, np.ones(len(x)))
+        if is_last:
+            weight[len(ours) :] = self.landmarks.weight
+        return x, y, weight
+
+    def with_landmarks(self, x: Floats, y: Floats, weight: Floats) -> tuple[Floats, Floats, Floats]:
+        """Return (K, D) points, partners and (K,) weights with landmarks behind, weighing <= 1."""
+        if self.landmarks is None:
+            return x, y, weight
+        known = self.landmarks
+        return (
+            np.concatenate([x, known.fixed]),
+            np.concatenate([y, known.moving]),
+            np.concatenate([weight, np.minimum(known.weight, 1.0)]),
+        )
+
+    def known(self, base: Callable[[Floats], Floats]) -> Known | None:
+        """Return what landmarks, weighing <= 1, say of the field on top of a map."""
+        if self.landmarks is None:
+            return None
+        points, weight = self.landmarks.fixed, np.minimum(self.landmarks.weight, 1.0)
+        return Known(points, self.landmarks.moving - base(points), weight)
 
     @property
     def box(self) -> tuple[Floats, Floats]:

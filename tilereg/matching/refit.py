@@ -106,7 +106,8 @@ def fit_judge(
     judges = int((~used).sum())
     if used.sum() <= 2 * ndim or (judges < _FEWEST_JUDGES and not must):
         return None
-    fit = fit_kriging(fixed[ours[used]], moving[theirs[used]], domain=problem.box)
+    given = problem.given(ours[used], theirs[used])
+    fit = fit_kriging(*given[:2], weight=given[2], domain=problem.box)
     losses = {}
     if judges:
         x, y = fixed[ours[~used]], moving[theirs[~used]]
@@ -138,33 +139,32 @@ def fit_all(
     Parameters are those of `fit_judge`; `judge` is the map that has not seen the held-out spots,
     `like` the fit that made it, if there was one.
     """
-    fixed, moving, box = problem.fixed, problem.moving, problem.box
+    fixed, moving = problem.fixed, problem.moving
     moved, targets = problem.moved(judge), problem.targets
     near = GATE * math.sqrt(fixed.shape[1]) * sigma
     if len(fixed) > _FEW:
         ours, theirs = mutual_neighbours(moved, targets, near) if pairs is None else pairs
-        fit = fit_kriging(fixed[ours], moving[theirs], domain=box, like=like)
-        return _of_kriging(fit, ours, theirs)
+        return _of_kriging(_last(problem, ours, theirs, like), ours, theirs)
     ours, theirs = wide_pairs(moved, targets, problem.aside, near)
     for add in (grow, assign_rest):
         found = add(fixed, moved, targets, ours, theirs, sigma=sigma, aside=problem.aside)
         # Chance must explain hardly any of what is added, be it a single pair.
         if len(found.fixed_rows) - len(ours) > 5 * found.by_chance:
             ours, theirs = found.fixed_rows, found.moving_rows
-    fit = fit_kriging(fixed[ours], moving[theirs], domain=box)
+    fit = _last(problem, ours, theirs)
     for _ in range(_MOST_ROUNDS):
         better = exchanged(fixed[ours], moving[theirs], fit, problem.shelves.classes(ours))
         if (better == np.arange(len(theirs))).all():
             break
         theirs = theirs[better]
-        fit = fit_kriging(fixed[ours], moving[theirs], domain=box)
+        fit = _last(problem, ours, theirs)
     return _of_kriging(fit, ours, theirs)
 
 
 def fit_plate(problem: Problem, ours: Rows, theirs: Rows) -> Refit:
     """Fit a thin-plate spline to all of many pairs that have grown, which left out wrong ones."""
-    x, y = problem.fixed[ours], problem.moving[theirs]
-    plate = fit_field(x, y, domain=problem.box, robust=False).transform
+    x, y, weight = problem.given(ours, theirs, is_last=True)
+    plate = fit_field(x, y, weight=weight, domain=problem.box, robust=False).transform
     return Refit(plate, math.inf, ours, theirs)
 
 
@@ -231,9 +231,15 @@ def _best_exchange(
     return best
 
 
+def _last(problem: Problem, ours: Rows, theirs: Rows, like: Kriging | None = None) -> Kriging:
+    """Fit a field by kriging to pairs and to the landmarks, none of which is sought again."""
+    x, y, weight = problem.given(ours, theirs, is_last=True)
+    return fit_kriging(x, y, weight=weight, domain=problem.box, like=like)
+
+
 def _of_kriging(fit: Kriging, ours: Rows, theirs: Rows) -> Refit:
     """Return a fit with the pairs that it has kept."""
-    kept = fit.is_kept
+    kept = fit.is_kept[: len(ours)]
     beta = fit.prior.beta * fit.unit
     return Refit(fit.transform, beta, ours[kept], theirs[kept], kriging=fit)
 

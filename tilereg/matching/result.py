@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tilereg.matching.pairing import GATE, mutual_neighbours
 from tilereg.matching.problem import Problem
-from tilereg.points import Correspondences
+from tilereg.points import Correspondences, Landmarks
 from tilereg.transform import Transform
 
 __all__ = ["Match", "correspondences", "in_rows", "nothing"]
@@ -61,6 +61,10 @@ class Match:
         Source and evidence of the pose, losses of all models, iterations; 'field': 'coherent',
         'kriging', 'thin-plate' through many grown pairs or None; residuals of the held-out pairs
         that it was chosen by.
+    landmarks : Landmarks, optional
+        The known pairs that were given, and how each is obeyed.
+    warnings : tuple of str
+        What a user must know before the transform is used, a sentence each.
     """
 
     transform: Transform
@@ -77,6 +81,8 @@ class Match:
     beta: float
     spacing: float
     details: dict[str, Any]
+    landmarks: Landmarks | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def is_ok(self) -> bool:

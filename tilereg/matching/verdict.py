@@ -76,7 +76,11 @@ def _pose_evidence(problem: Problem, found: Found, moved: Floats, pose: Coarse) 
     placed do not count, and the poses that were tried do.
     """
     model = "affine" if found.model == "field" else found.model
-    parameters = num_parameters(model, problem.fixed.shape[1])
+    ndim = problem.fixed.shape[1]
+    parameters = num_parameters(model, ndim)
+    if problem.landmarks is not None:
+        # A spot at each may have been placed by it.
+        parameters += ndim * len(problem.landmarks)
     tried = math.log10(len(problem.fixed) * len(problem.moving))
     if pose.source != "given":
         tried += math.log10(max(1, pose.num_tried))

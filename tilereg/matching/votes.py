@@ -7,6 +7,7 @@ field starts where the error of the affine pose is as large as the distance of s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,7 @@ from tilereg.matching.cells import CellList
 from tilereg.sampling import farthest_points
 from tilereg.smoothing import Coherent, Solution
 
-__all__ = ["Votes", "count_votes", "fit_votes"]
+__all__ = ["Votes", "count_votes", "fit_votes", "known_votes"]
 
 Floats = NDArray[np.float64]
 
@@ -52,6 +53,24 @@ class Votes:
     centres: Floats
     shifts: Floats
     scores: Floats
+
+    def on_top_of(self, field: Callable[[Floats], Floats]) -> Votes:
+        """Return the votes of spots that a field had moved already, from where they were."""
+        return Votes(self.centres, self.shifts + field(self.centres), self.scores)
+
+    @classmethod
+    def joined(cls, parts: list[Votes]) -> Votes:
+        """Return the votes of several counts."""
+        return cls(
+            np.concatenate([part.centres for part in parts]),
+            np.concatenate([part.shifts for part in parts]),
+            np.concatenate([part.scores for part in parts]),
+        )
+
+
+def known_votes(points: Floats, shifts: Floats, weight: Floats) -> Votes:
+    """Return known displacements (L, D) as votes, as clear as a clear one from a weight of 1 on."""
+    return Votes(points, shifts, _CLEAR * (1.0 + weight))
 
 
 def count_votes(fixed: Floats, predicted: Floats, moving: CellList, crowding: float = 1.0) -> Votes:

@@ -17,7 +17,8 @@ from tilereg.errors import ImageError, InputError
 from tilereg.grid import Grid
 from tilereg.kernels.peaks import find_peaks
 from tilereg.points import Spots
-from tilereg.sections import DetectSettings, rule_of
+from tilereg.sections import DetectSettings
+from tilereg.setting import rule_of
 from tilereg.spot_sample import WHOLE_SAMPLE, Sample, sample_halo
 from tilereg.spots import (
     ArrayReader,

@@ -26,8 +26,8 @@ from tilereg.sections import (
     OutputSettings,
     Table,
     WarpSettings,
-    rule_of,
 )
+from tilereg.setting import rule_of
 from tilereg.toml import dump_tables, dump_value, parse_value
 
 __all__ = [

@@ -1,19 +1,33 @@
-"""The sections of the settings, and what is said about a wrong one.
+"""The sections of the settings.
 
 Where a default is None, the value is worked out from the data.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic.fields import FieldInfo
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tilereg.errors import SettingsError
 from tilereg.fields.model import PARAMETERS, FieldModel, misuse
+from tilereg.setting import (
+    CHANNEL_RULE,
+    LENGTHS_RULE,
+    VOXELS_RULE,
+    ByteSize,
+    Channel,
+    Channels,
+    Count,
+    Index,
+    NotNegative,
+    PerAxis,
+    Positive,
+    Text,
+    VoxelsPerAxis,
+    explain,
+    setting,
+)
 from tilereg.toml import dump_value
 
 __all__ = [
@@ -27,35 +41,7 @@ __all__ = [
     "OutputSettings",
     "Table",
     "WarpSettings",
-    "rule_of",
 ]
-
-
-def _as_tuple(value: Any) -> Any:
-    """Make TOML's arrays the tuples of the models; leave anything else alone."""
-    return tuple(value) if isinstance(value, list) else value
-
-
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-TwoOrThree = Field(min_length=2, max_length=3)
-PerAxis = Annotated[tuple[Positive, ...], BeforeValidator(_as_tuple), TwoOrThree]
-VoxelsPerAxis = Annotated[tuple[Count, ...], BeforeValidator(_as_tuple), TwoOrThree]
-Index = Annotated[int, Field(ge=0)]
-Text = Annotated[str, Field(min_length=1)]
-Channel = Index | Text
-Channels = Annotated[tuple[Channel, ...], BeforeValidator(_as_tuple)]
-ByteSize = Annotated[str, Field(pattern=r"^\d+(\.\d+)?\s?([kMGT]i?)?B$")]
-
-CHANNEL_RULE = "a channel's number (from 0) or its name"
-LENGTHS_RULE = "a number > 0 (um), or one an axis in the order z, y, x"
-VOXELS_RULE = "two or three integers >= 1, in the order z, y, x"
-
-
-def _setting(default: Any, rule: str, description: str) -> Any:
-    """Return a field with the rule that its error message quotes."""
-    return Field(default, description=description, json_schema_extra={"rule": rule})
 
 
 class Table(BaseModel):
@@ -68,52 +54,52 @@ class Table(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise SettingsError(" ".join(_explain(error, type(self), values))) from None
+            raise SettingsError(" ".join(explain(error, self.section, values, SECTIONS))) from None
 
 
 class InputSettings(Table):
     """What is read of the two images."""
 
     section: ClassVar[str] = "input"
-    channel: Channel | None = _setting(
+    channel: Channel | None = setting(
         None,
         CHANNEL_RULE,
         "Channel in which both images show the same spots. Default: the first.",
     )
-    fixed_channel: Channel | None = _setting(
+    fixed_channel: Channel | None = setting(
         None,
         CHANNEL_RULE,
         "The same for the fixed image alone; goes before `channel`.",
     )
-    moving_channel: Channel | None = _setting(
+    moving_channel: Channel | None = setting(
         None,
         CHANNEL_RULE,
         "The same for the moving image alone; goes before `channel`.",
     )
-    level: Index = _setting(
+    level: Index = setting(
         0, "an integer >= 0", "Pyramid level in which spots are sought; 0 is the finest."
     )
-    time: Index = _setting(0, "an integer >= 0", "Time point that is registered.")
+    time: Index = setting(0, "an integer >= 0", "Time point that is registered.")
 
 
 class DetectSettings(Table):
     """How spots are found."""
 
     section: ClassVar[str] = "detect"
-    sigma: Positive | PerAxis | None = _setting(
+    sigma: Positive | PerAxis | None = setting(
         None,
         LENGTHS_RULE,
         "Scale of the spots in um: the deviation of a Gaussian. Default: chosen from the data.",
     )
-    threshold: Positive | None = _setting(
+    threshold: Positive | None = setting(
         None,
         "a number > 0",
         "Least response of a spot. Default: estimated once for the whole image.",
     )
-    polarity: Literal["bright", "dark"] = _setting(
+    polarity: Literal["bright", "dark"] = setting(
         "bright", "'bright' or 'dark'", "Whether spots are brighter or darker than around them."
     )
-    max_spots: Count | None = _setting(
+    max_spots: Count | None = setting(
         None, "an integer >= 1", "Keep at most this many spots, the strongest. Default: all."
     )
 
@@ -122,17 +108,17 @@ class InitialSettings(Table):
     """Where matching starts."""
 
     section: ClassVar[str] = "initial"
-    method: Literal["auto", "none", "file"] = _setting(
+    method: Literal["auto", "none", "file"] = setting(
         "auto",
         "'auto', 'none' or 'file'",
         "Search for a first transform, start from the images' own coordinates, or read `file`.",
     )
-    file: Text | None = _setting(
+    file: Text | None = setting(
         None,
         "the location of a transform that tilereg wrote",
         "First transform, fixed to moving; needs method 'file'.",
     )
-    max_rotation: Annotated[float, Field(ge=0, le=180)] | None = _setting(
+    max_rotation: Annotated[float, Field(ge=0, le=180)] | None = setting(
         None, "a number from 0 to 180 (degrees)", "Largest rotation in degrees. Default: any."
     )
 
@@ -150,32 +136,32 @@ class MatchSettings(Table):
     """How spots are matched (Coherent Point Drift)."""
 
     section: ClassVar[str] = "match"
-    method: Literal["cpd"] = _setting("cpd", "'cpd'", "The matching engine.")
-    w: Annotated[float, Field(gt=0, lt=1)] | None = _setting(
+    method: Literal["cpd"] = setting("cpd", "'cpd'", "The matching engine.")
+    w: Annotated[float, Field(gt=0, lt=1)] | None = setting(
         None,
         "a number between 0 and 1",
         "Share of spots without a partner to start from; it is always re-estimated. Default: 0.9.",
     )
-    beta: Positive | None = _setting(
+    beta: Positive | None = setting(
         None,
         "a number > 0 (um)",
         "Coherence width in um: spots closer than this move together. Default: from the density.",
     )
-    max_iterations: Count = _setting(100, "an integer >= 1", "Most iterations of a pass.")
-    held_out: Annotated[float, Field(ge=0, lt=0.5)] = _setting(
+    max_iterations: Count = setting(100, "an integer >= 1", "Most iterations of a pass.")
+    held_out: Annotated[float, Field(ge=0, lt=0.5)] = setting(
         0.05,
         "a number from 0 up to, but not including, 0.5",
         "Share of the fixed spots that only judge the fit: at least 50 of them, or a fifth; none "
         "of fewer than 60 spots.",
     )
-    seed: Index = _setting(0, "an integer >= 0", "Seed of every random choice.")
+    seed: Index = setting(0, "an integer >= 0", "Seed of every random choice.")
 
 
 class FieldSettings(Table):
     """How the field is fitted to the matches."""
 
     section: ClassVar[str] = "field"
-    model: Literal["auto", "coherent", "kriging", "thin-plate", "radial", "polynomial"] = _setting(
+    model: Literal["auto", "coherent", "kriging", "thin-plate", "radial", "polynomial"] = setting(
         "auto",
         "'auto', 'coherent', 'kriging', 'thin-plate', 'radial' or 'polynomial'",
         "The field of the drift itself (coherent), one through the matched pairs whose stiffness "
@@ -183,41 +169,39 @@ class FieldSettings(Table):
         "on a lattice, an exact sum of radial functions around control points, a polynomial of "
         "low degree, or 'auto': kriging, unless held-out pairs clearly prefer the first.",
     )
-    spacing: Positive | None = _setting(
+    spacing: Positive | None = setting(
         None,
         "a number > 0 (um)",
         "Distance of the nodes of the thin-plate spline in um. Default: from the density of pairs.",
     )
-    smoothing: NotNegative | None = _setting(
+    smoothing: NotNegative | None = setting(
         None,
         "a number >= 0",
         "Weight of the bending energy of the models thin-plate (in mean spacings of the pairs) and "
         "radial (as scipy's RBFInterpolator has it, in um). Default: chosen by cross-validation.",
     )
-    kernel: Literal["thin_plate_spline", "linear", "cubic", "quintic", "gaussian"] | None = (
-        _setting(
-            None,
-            "'thin_plate_spline', 'linear', 'cubic', 'quintic' or 'gaussian'",
-            "Function of the model radial. Default: thin_plate_spline.",
-        )
+    kernel: Literal["thin_plate_spline", "linear", "cubic", "quintic", "gaussian"] | None = setting(
+        None,
+        "'thin_plate_spline', 'linear', 'cubic', 'quintic' or 'gaussian'",
+        "Function of the model radial. Default: thin_plate_spline.",
     )
-    degree: Annotated[int, Field(ge=1, le=3)] | None = _setting(
+    degree: Annotated[int, Field(ge=1, le=3)] | None = setting(
         None,
         "1, 2 or 3",
         "Degree of the model polynomial (default: chosen by cross-validation), and of the "
         "polynomial beside the functions of the model radial (default: the least).",
     )
-    beta: Positive | None = _setting(
+    beta: Positive | None = setting(
         None,
         "a number > 0 (um)",
         "Width of the gaussian kernel in um. Default: chosen by cross-validation.",
     )
-    control_points: Annotated[int, Field(ge=25, le=5000)] | None = _setting(
+    control_points: Annotated[int, Field(ge=25, le=5000)] | None = setting(
         None,
         "an integer from 25 to 5000",
         "Most centres of the model radial, farthest apart among the pairs. Default: 2000.",
     )
-    tolerance: Positive | None = _setting(
+    tolerance: Positive | None = setting(
         None,
         "a number > 0 (um)",
         "Largest error in um of the lattice that holds the model radial. Default: a hundredth of "
@@ -250,11 +234,11 @@ class WarpSettings(Table):
     """How the moving image is resampled."""
 
     section: ClassVar[str] = "warp"
-    order: Literal[0, 1, 3] = _setting(
+    order: Literal[0, 1, 3] = setting(
         1, "0 (nearest), 1 (linear) or 3 (cubic)", "Order of the interpolation; labels use 0."
     )
-    fill_value: float = _setting(0.0, "a finite number", "Value outside the moving image.")
-    channels: Literal["all"] | Channels = _setting(
+    fill_value: float = setting(0.0, "a finite number", "Value outside the moving image.")
+    channels: Literal["all"] | Channels = setting(
         "all",
         "'all', or a list of channels' numbers or names",
         "Channels of the moving image that are written.",
@@ -265,21 +249,21 @@ class OutputSettings(Table):
     """How the registered image is stored."""
 
     section: ClassVar[str] = "output"
-    version: Literal["0.5", "0.4"] = _setting("0.5", "'0.5' or '0.4'", "Version of OME-Zarr.")
-    chunks: VoxelsPerAxis | None = _setting(
+    version: Literal["0.5", "0.4"] = setting("0.5", "'0.5' or '0.4'", "Version of OME-Zarr.")
+    chunks: VoxelsPerAxis | None = setting(
         None,
         VOXELS_RULE,
         "Chunk in voxels. Default: chosen by size.",
     )
-    shards: VoxelsPerAxis | None = _setting(
+    shards: VoxelsPerAxis | None = setting(
         None,
         VOXELS_RULE,
         "Shard in voxels, a multiple of the chunk; needs version 0.5. Default: no shards.",
     )
-    levels: Count | None = _setting(
+    levels: Count | None = setting(
         None, "an integer >= 1", "Number of pyramid levels. Default: until one is small."
     )
-    compression: Literal["zstd", "blosc-lz4", "blosc-zstd", "gzip", "none"] = _setting(
+    compression: Literal["zstd", "blosc-lz4", "blosc-zstd", "gzip", "none"] = setting(
         "zstd", "'zstd', 'blosc-lz4', 'blosc-zstd', 'gzip' or 'none'", "Compression of the chunks."
     )
 
@@ -297,20 +281,20 @@ class ComputeSettings(Table):
     """Where the work is done."""
 
     section: ClassVar[str] = "compute"
-    workers: Count | None = _setting(
+    workers: Count | None = setting(
         None,
         "an integer >= 1",
         "Worker processes on this machine. Default: threads of this process.",
     )
-    memory: ByteSize | None = _setting(
+    memory: ByteSize | None = setting(
         None, "a size such as '4GB' or '512MiB'", "Memory of one worker. Default: an equal share."
     )
-    scheduler: Text | None = _setting(
+    scheduler: Text | None = setting(
         None,
         "an address such as 'tcp://host:8786', or 'dask' for the one in Dask's configuration",
         "Dask scheduler that does the work.",
     )
-    scheduler_file: Text | None = _setting(
+    scheduler_file: Text | None = setting(
         None, "the path of a file that a scheduler wrote", "Scheduler file of a Dask cluster."
     )
 
@@ -339,44 +323,3 @@ SECTIONS: dict[str, type[Table]] = {
         ComputeSettings,
     )
 }
-
-
-def rule_of(info: FieldInfo) -> str:
-    """Return what values a setting may have."""
-    extra = info.json_schema_extra
-    return str(extra["rule"]) if isinstance(extra, dict) else ""
-
-
-def _unknown(section: str, key: str) -> str:
-    """Say that a section or a key is unknown, and what was perhaps meant."""
-    if not section:
-        known = list(SECTIONS)
-        close = difflib.get_close_matches(key, known, n=1)
-        hint = f" Did you mean [{close[0]}]?" if close else ""
-        return f"Section [{key}] is unknown.{hint} Known: {', '.join(known)}."
-    known = list(SECTIONS[section].model_fields)
-    elsewhere = [f"{name}.{key}" for name, table in SECTIONS.items() if key in table.model_fields]
-    close = elsewhere[:1] or [f"{section}.{k}" for k in difflib.get_close_matches(key, known, n=1)]
-    hint = f" Did you mean {close[0]}?" if close else ""
-    return f"{section}.{key} is unknown.{hint} Known in [{section}]: {', '.join(known)}."
-
-
-def _explain(error: ValidationError, table: type[Table], values: Mapping[str, Any]) -> list[str]:
-    """Return one sentence or two an offender."""
-    lines: dict[str, str] = {}
-    for item in error.errors(include_url=False):
-        key = str(item["loc"][0]) if item["loc"] else ""
-        reason = item.get("ctx", {}).get("error")
-        if isinstance(reason, ValueError):
-            # A section's own explanation, or a rule that joins several settings.
-            lines[key] = str(reason)
-        elif item["type"] == "extra_forbidden":
-            lines[key] = _unknown(table.section, key)
-        elif not table.section:
-            lines[key] = f"{key} is not a table. Write a section [{key}] with settings below."
-        else:
-            # A union reports each of its members; the whole value and one rule say it once.
-            rule = rule_of(table.model_fields[key])
-            value = dump_value(values[key])
-            lines[key] = f"{table.section}.{key} = {value} is not allowed. It must be {rule}."
-    return list(lines.values())

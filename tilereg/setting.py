@@ -1,0 +1,115 @@
+"""A setting: what it may be, and what is said about a wrong one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from tilereg.toml import dump_value
+
+__all__ = [
+    "CHANNEL_RULE",
+    "LENGTHS_RULE",
+    "VOXELS_RULE",
+    "ByteSize",
+    "Channel",
+    "Channels",
+    "Count",
+    "Index",
+    "NotNegative",
+    "PerAxis",
+    "Positive",
+    "Text",
+    "VoxelsPerAxis",
+    "explain",
+    "rule_of",
+    "setting",
+]
+
+
+def _as_tuple(value: Any) -> Any:
+    """Make TOML's arrays the tuples of the models; leave anything else alone."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+TwoOrThree = Field(min_length=2, max_length=3)
+PerAxis = Annotated[tuple[Positive, ...], BeforeValidator(_as_tuple), TwoOrThree]
+VoxelsPerAxis = Annotated[tuple[Count, ...], BeforeValidator(_as_tuple), TwoOrThree]
+Index = Annotated[int, Field(ge=0)]
+Text = Annotated[str, Field(min_length=1)]
+Channel = Index | Text
+Channels = Annotated[tuple[Channel, ...], BeforeValidator(_as_tuple)]
+ByteSize = Annotated[str, Field(pattern=r"^\d+(\.\d+)?\s?([kMGT]i?)?B$")]
+
+CHANNEL_RULE = "a channel's number (from 0) or its name"
+LENGTHS_RULE = "a number > 0 (um), or one an axis in the order z, y, x"
+VOXELS_RULE = "two or three integers >= 1, in the order z, y, x"
+
+
+def setting(default: Any, rule: str, description: str) -> Any:
+    """Return a field with the rule that its error message quotes."""
+    return Field(default, description=description, json_schema_extra={"rule": rule})
+
+
+def rule_of(info: FieldInfo) -> str:
+    """Return what values a setting may have."""
+    extra = info.json_schema_extra
+    return str(extra["rule"]) if isinstance(extra, dict) else ""
+
+
+def _unknown(section: str, key: str, sections: Mapping[str, type[BaseModel]]) -> str:
+    """Say that a section or a key is unknown, and what was perhaps meant."""
+    if not section:
+        known = list(sections)
+        close = difflib.get_close_matches(key, known, n=1)
+        hint = f" Did you mean [{close[0]}]?" if close else ""
+        return f"Section [{key}] is unknown.{hint} Known: {', '.join(known)}."
+    known = list(sections[section].model_fields)
+    elsewhere = [f"{name}.{key}" for name, table in sections.items() if key in table.model_fields]
+    close = elsewhere[:1] or [f"{section}.{k}" for k in difflib.get_close_matches(key, known, n=1)]
+    hint = f" Did you mean {close[0]}?" if close else ""
+    return f"{section}.{key} is unknown.{hint} Known in [{section}]: {', '.join(known)}."
+
+
+def explain(
+    error: ValidationError,
+    section: str,
+    values: Mapping[str, Any],
+    sections: Mapping[str, type[BaseModel]],
+) -> list[str]:
+    """Return one sentence or two an offender.
+
+    Parameters
+    ----------
+    error : pydantic.ValidationError
+    section : str
+        Of the table that was to be made; empty for that of all sections.
+    values : mapping
+        What it was to be made of.
+    sections : mapping of str to model
+        All that there are.
+    """
+    lines: dict[str, str] = {}
+    for item in error.errors(include_url=False):
+        key = str(item["loc"][0]) if item["loc"] else ""
+        reason = item.get("ctx", {}).get("error")
+        if isinstance(reason, ValueError):
+            # A section's own explanation, or a rule that joins several settings.
+            lines[key] = str(reason)
+        elif item["type"] == "extra_forbidden":
+            lines[key] = _unknown(section, key, sections)
+        elif not section:
+            lines[key] = f"{key} is not a table. Write a section [{key}] with settings below."
+        else:
+            # A union reports each of its members; the whole value and one rule say it once.
+            rule = rule_of(sections[section].model_fields[key])
+            value = dump_value(values[key])
+            lines[key] = f"{section}.{key} = {value} is not allowed. It must be {rule}."
+    return list(lines.values())

@@ -133,14 +133,22 @@ class InitialSettings(Table):
 
 
 class MatchSettings(Table):
-    """How spots are matched (Coherent Point Drift)."""
+    """How spots are matched."""
 
     section: ClassVar[str] = "match"
-    method: Literal["cpd"] = setting("cpd", "'cpd'", "The matching engine.")
+    method: Literal[
+        "cpd", "cpd-dense", "ransac", "icp", "transport", "probreg", "probreg-filterreg"
+    ] = setting(
+        "cpd",
+        "'cpd', 'cpd-dense', 'ransac', 'icp', 'transport', 'probreg' or 'probreg-filterreg'",
+        "The matching engine: Coherent Point Drift over all spots, the same as published for small "
+        "clouds, or another to compare with; the last two need the extra tilereg[probreg].",
+    )
     w: Annotated[float, Field(gt=0, lt=1)] | None = setting(
         None,
         "a number between 0 and 1",
-        "Share of spots without a partner to start from; it is always re-estimated. Default: 0.9.",
+        "Share of spots without a partner to start from; it is always re-estimated. Default: 0.9. "
+        "Methods icp, ransac and transport have no use for it.",
     )
     beta: Positive | None = setting(
         None,
@@ -155,6 +163,11 @@ class MatchSettings(Table):
         "of fewer than 60 spots.",
     )
     seed: Index = setting(0, "an integer >= 0", "Seed of every random choice.")
+    seams: bool = setting(
+        True,
+        "true or false",
+        "Whether jumps between badly stitched fields of view are sought, named and followed.",
+    )
 
 
 class FieldSettings(Table):

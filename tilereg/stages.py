@@ -283,6 +283,7 @@ def match_clouds(
         domain=None if domain is None else domain.bounds,
         max_iterations=chosen.max_iterations,
         seed=chosen.seed,
+        seams=chosen.seams,
     )
 
 

@@ -120,6 +120,11 @@ class Unit:
         """Change moving points."""
         return (points - self.moving_centre) / self.scale
 
+    def place_out(self, image: str, axis: int, place: float) -> float:
+        """Change a position along an axis of the fixed or the moving image to micrometre."""
+        centre = self.fixed_centre if image == "fixed" else self.moving_centre
+        return float(self.scale * place + centre[axis])
+
     def affine_in(self, affine: Affine) -> Affine:
         """Change an affine map from micrometre."""
         offset = affine(self.fixed_centre) - self.moving_centre

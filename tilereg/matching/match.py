@@ -21,7 +21,7 @@ from tilereg.matching.checking import (
 from tilereg.matching.classes import Arrangement, arrange, check_classes
 from tilereg.matching.clouds import Unit, num_distinct
 from tilereg.matching.coarse import Coarse, find_pose
-from tilereg.matching.engines import METHODS, check_given, engine
+from tilereg.matching.engines import METHODS, Engine, check_given, engine
 from tilereg.matching.kriged import refit
 from tilereg.matching.landmarks import (
     agrees,
@@ -33,6 +33,7 @@ from tilereg.matching.landmarks import (
 from tilereg.matching.pairing import GATE
 from tilereg.matching.problem import FEWEST_PAIRS, Found, Problem
 from tilereg.matching.result import Match, correspondences, in_rows, nothing
+from tilereg.matching.seams import Tear, find_tear
 from tilereg.matching.shelves import Shelves
 from tilereg.matching.verdict import judge
 from tilereg.points import Landmarks, Spots, check_points
@@ -50,6 +51,8 @@ _FEW, _MOST_HELD_OUT = 60, 5000
 _UNSEEN = -12.0
 # Share of the spots with a partner that have one of their own, where no map has collapsed.
 _ONE_TO_ONE = 0.8
+# How often the clouds are matched without their seams, each time knowing these better.
+_MENDINGS = 2
 
 
 def match_spots(
@@ -66,6 +69,7 @@ def match_spots(
     domain: tuple[ArrayLike, ArrayLike] | None = None,
     max_iterations: int = 100,
     seed: int = 0,
+    seams: bool = True,
     fixed_class: ArrayLike | None = None,
     moving_class: ArrayLike | None = None,
     landmarks: Landmarks | Sequence[ArrayLike] | None = None,
@@ -80,18 +84,26 @@ def match_spots(
     fixed, moving : (N, D) and (M, D) array_like or Spots, micrometre
         Axes z, y, x or y, x.
     method : str
-        'cpd': Coherent Point Drift over all spots.
+        The engine; see the notes for which one when. 'cpd': Coherent Point Drift over all spots.
+        'cpd-dense': the same as it was published, over all pairs. 'icp': iterated closest points,
+        rigid, affine, then with ever softer fields. 'ransac': a consensus among several candidates
+        a spot, then as 'icp'. 'transport': optimal one-to-one assignment with a cost of not
+        matching, again and again as 'icp'. 'probreg', 'probreg-filterreg': CPD and FilterReg of
+        the package probreg, an extra.
     field : str
         'coherent': the drift's own, and no more than it reaches. 'kriging': one through all
         pairs, whose stiffness is chosen by how well each is predicted from the others
         (`tilereg.kriging`). 'auto': that, unless held-out pairs clearly prefer the drift's; the
-        drift's where there are none or `beta` is given.
+        drift's where there are none or `beta` is given. Engines that end in pairs have no field of
+        their own: 'coherent' is the drift's kind of field through their pairs then.
     initial : Affine, optional
         Pose to start from, fixed to moving. Default: searched for.
     max_rotation : float, degrees
         Largest rotation that is searched for; 180 means any.
     w : float, optional
-        Share of moving spots without a partner to start from. Default 0.9; always re-estimated.
+        Share of moving spots without a partner to start from. Default 0.9; re-estimated, but for
+        'probreg-filterreg', which keeps it. Of no use to 'icp', 'ransac' and 'transport', which
+        ignore it.
     beta : float, micrometre, optional
         Coherence width of the field. Default: the one that predicts held-out pairs best.
     held_out : float
@@ -102,6 +114,9 @@ def match_spots(
         Most iterations of a stage.
     seed : int
         Which spots are held out.
+    seams : bool
+        Whether jumps of the displacement across planes are sought: an image that was stitched
+        from fields of view with an error. They are in `details` ('seams').
     fixed_class, moving_class : (N,), (M,) array_like of int or str, optional
         Class of each spot, such as its gene. Only spots of the same class are paired, in every
         step, and chance is that of like spots. Those of a class that only one cloud has are left
@@ -127,7 +142,16 @@ def match_spots(
 
     Notes
     -----
-    Memory and time grow linearly with the spots. See `tilereg.matching.drift` for the method.
+    Memory and time grow linearly with the spots, but for 'cpd-dense' and 'probreg', where they
+    grow with the product of both clouds (and are refused above a gigabyte). See
+    `tilereg.matching.drift` for the method.
+
+    All engines start from the same pose, are judged by the same held-out spots and end in the same
+    kind of field, so that where they find the same pairs they give the same map. Use 'cpd' unless
+    there is a reason not to: it reaches farthest from the pose and grows into regions that are
+    bent more. 'icp' is the fastest, for spots within about a spacing of where the pose brings
+    them; 'transport' is for clouds where one-to-one matters; 'ransac' for a given pose that is off
+    by up to three spacings; 'cpd-dense' and 'probreg' are references for some thousand spots.
 
     Examples
     --------
@@ -177,9 +201,28 @@ def match_spots(
         )
         none = nothing(x, message, status="no registration", spacing=unit.scale)
         return _told(none, arranged, known)
-    found = _assembled(problem, engine(method)(problem, pose), pose, unit, x, y)
-    found = replace(found, correspondences=in_rows(found.correspondences, *rows))
-    return _told(found, arranged, known)
+    run = engine(method)
+    found = run(problem, pose)
+    tear = None
+    if seams and (tear := find_tear(problem, found.map, found.sigma)):
+        problem, found, tear = _mended(run, problem, found, pose, tear)
+    match = _assembled(problem, found, pose, unit, x, y, tear)
+    match = replace(match, correspondences=in_rows(match.correspondences, *rows))
+    return _told(match, arranged, known)
+
+
+def _mended(
+    run: Engine, problem: Problem, found: Found, pose: Coarse, tear: Tear
+) -> tuple[Problem, Found, Tear | None]:
+    """Match the clouds as they were before the stitching, if they match better so."""
+    best: tuple[Problem, Found, Tear | None] = (problem, found, None)
+    for _ in range(_MENDINGS):
+        healed = tear.healed(problem)
+        again = run(healed, pose)
+        if again.sigma < best[1].sigma:
+            best = healed, again, tear
+        tear = tear.corrected(problem, again.map, again.sigma)
+    return best
 
 
 def _box(x: Floats, known: Landmarks | None) -> tuple[Floats, Floats]:
@@ -219,7 +262,13 @@ def _told(match: Match, arranged: Arrangement, known: Landmarks | None) -> Match
 
 
 def _assembled(
-    problem: Problem, found: Found, pose: Coarse, unit: Unit, x: Floats, y: Floats
+    problem: Problem,
+    found: Found,
+    pose: Coarse,
+    unit: Unit,
+    x: Floats,
+    y: Floats,
+    tear: Tear | None,
 ) -> Match:
     """Judge a map, fit it to all pairs if it is more than chance, and gather what is told."""
     verdict = judge(problem, found, pose)
@@ -249,9 +298,13 @@ def _assembled(
         message = f"The fitted map collapses the spots or mirrors them. {message}"
     if not is_ok and pose.source == "landmarks":
         message += " The pose is that of the landmarks; without them one is searched for."
+    judged = found.map
+    if tear is not None:
+        final, judged = (tear.torn(map_, problem.box) for map_ in (final, judged))
+        message = f"{message} {tear.message(unit)}"
     return Match(
         transform=unit.transform_out(final.affine, final.field),
-        judge=unit.transform_out(found.map.affine, found.map.field),
+        judge=unit.transform_out(judged.affine, judged.field),
         correspondences=pairs,
         status="ok" if is_ok else "no registration",
         message=message,
@@ -275,6 +328,7 @@ def _assembled(
             "extended": found.extension is not None,
             "field": found.field,
             "held_out_rms_um": {k: v * unit.scale for k, v in found.compared.items()},
+            "seams": [] if tear is None else tear.rows(unit),
         },
     )
 

@@ -155,4 +155,9 @@ def test_warnings_name_what_is_wrong() -> None:
     lines = list_warnings(field, support)
     assert len(lines) == 1
     assert "hardly have partners" in lines[0]
+    seam = {"image": "moving", "axis": "y", "position_um": 12.0, "largest_um": 3.0}
+    named, *rest = list_warnings(field, support, [seam])
+    assert "moving" in named
+    assert "y = 12 um" in named
+    assert rest == lines
     assert json.dumps(support)

@@ -355,7 +355,8 @@ def _judge(
     qc["support"] = describe_support(
         spots[0], matches, transform, sources.moving.image.grid, judged["matches"]["share_chance"]
     )
-    qc["warnings"] = list_warnings(qc["field"], qc["support"])
+    seams = judged["matches"]["details"].get("seams", ())
+    qc["warnings"] = list_warnings(qc["field"], qc["support"], seams)
     qc["stages"] = meter.as_rows()
     qc["peak_memory_bytes"] = meter.peak_memory_bytes
     qc = plain(qc)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -219,9 +220,16 @@ def describe_support(
     return {"spots_inside": int(inside.sum()), "share_with_partner": share, **regions}
 
 
-def list_warnings(field: dict[str, Any], support: dict[str, Any]) -> list[str]:
+def list_warnings(
+    field: dict[str, Any], support: dict[str, Any], seams: Sequence[dict[str, Any]] = ()
+) -> list[str]:
     """Return what a user must know before the registered image is used, a sentence each."""
-    lines = []
+    lines = [
+        f"The {seam['image']} image seems to be stitched with an error across {seam['axis']} = "
+        f"{seam['position_um']:.4g} um: displacements jump by up to {seam['largest_um']:.3g} um. "
+        "The registered image is not to be trusted next to this plane."
+        for seam in seams
+    ]
     if field["fold_share"] > 0:
         lines.append(
             f"The field folds in {100 * field['fold_share']:.2g} % of its cells; the registered "

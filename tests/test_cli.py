@@ -324,6 +324,7 @@ def test_match(fake: Fake) -> None:
         status="ok",
         message="m",
         model="field",
+        warnings=("Mind the gap.",),
     )
     call = fake("steps.match", found)
     out = run("match", "F", "M", "OUT", "--initial", "start").stdout

@@ -21,6 +21,12 @@ EVERYTHING = [
     "detect.threshold=1e-7",
     "detect.polarity=dark",
     "detect.max_spots=1_000_000",
+    "spots.columns=z=centroid-0,y=centroid-1,x=centroid-2",
+    "spots.moving_columns=class=gene",
+    "spots.unit=voxel",
+    "spots.spacing=[0.4, 0.2, 0.2]",
+    "spots.moving_spacing=0.3",
+    "match.landmarks=pairs.csv",
     "initial.method=file",
     "initial.file=s3://bucket/a b.ome.zarr",
     "initial.max_rotation=180",
@@ -86,7 +92,7 @@ def test_none_is_only_ever_a_default() -> None:
 
 def test_every_setting_is_described() -> None:
     rows = Settings.describe()
-    assert len({row.name for row in rows}) == len(rows) == 38
+    assert len({row.name for row in rows}) == len(rows) == 45
     for row in rows:
         assert row.description.endswith("."), row.name
         assert row.rule, row.name
@@ -108,6 +114,9 @@ def test_every_setting_is_described() -> None:
         ("[warp]\norder = '1'", ['warp.order = "1"']),
         ("[match]\nw = 1.0", ["match.w = 1.0", "between 0 and 1"]),
         ("[input]\nchannel = true", ["input.channel = true"]),
+        ("[spots]\ncolumns = 'z=a,q=b'", ["columns 'z=a,q=b'", "'q=b' is not understood"]),
+        ("[spots]\ncolumns = 'x=a'", ["they name x alone"]),
+        ("[spots]\nunit = 'px'", ["spots.unit", "'um' or 'voxel'"]),
         ("[input]\nchannel = 1979-05-27", ["input.channel = datetime"]),
         ("[compute]\nmemory = 'much'", ["compute.memory", "'4GB'"]),
         ("[initial]\nmethod = 'file'", ["initial.method", "needs a file"]),

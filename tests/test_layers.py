@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "tilereg"
 VOCABULARY = {"errors", "windows", "grid", "points", "transform"}
 KERNELS = {"kernels"}
 TOP = {"cli", "__main__"}
-JOINERS = {"pipeline", "batch", "stages", "registered", "plan", "steps", "demo"}
+JOINERS = {"pipeline", "batch", "stages", "given", "registered", "plan", "steps", "demo"}
 OUTER = {"lazy", "io", "report"}
 
 # Which room may look into which; a room may always look into itself.

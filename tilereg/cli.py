@@ -21,12 +21,13 @@ from tilereg.options import (
     DryRun,
     FixedChannel,
     Image,
-    Initial,
+    Known,
     Level,
     MovingChannel,
     Overwrite,
     Place,
     Resume,
+    Tables,
     Talk,
     Transform,
     argument,
@@ -149,10 +150,10 @@ def register(
     fixed_channel: FixedChannel = None,
     moving_channel: MovingChannel = None,
     level: Level = None,
-    initial: Initial = None,
     dry_run: DryRun = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    known: Known,
     choice: Choice,
     place: Place,
     talk: Talk,
@@ -169,7 +170,7 @@ def register(
         "input.moving_channel": channel_setting(moving_channel),
         "input.level": level,
     }
-    settings = resolve_settings(choice, chosen | _start(initial) | place.chosen())
+    settings = resolve_settings(choice, chosen | known.chosen() | place.chosen())
     from tilereg import pipeline
 
     if dry_run:
@@ -231,8 +232,9 @@ def match(
     moving_spots: Annotated[str, argument("The same of the moving image.", "MOVING_SPOTS")],
     output: Annotated[str, argument("Folder to make.", "OUTPUT")],
     *,
-    initial: Initial = None,
     overwrite: Overwrite = False,
+    tables: Tables,
+    known: Known,
     choice: Choice,
     talk: Talk,
 ) -> None:
@@ -242,7 +244,7 @@ def match(
     """
     from tilereg import steps
 
-    settings = resolve_settings(choice, _start(initial))
+    settings = resolve_settings(choice, tables.chosen() | known.chosen())
     with open_progress(quiet=talk.quiet) as progress:
         found = steps.match(
             fixed_spots,
@@ -254,7 +256,7 @@ def match(
         )
     record = {name: getattr(found, name) for name in _FIGURES}
     record["pairs"] = len(found.correspondences)
-    rows = [("output", output), *run_rows({"matches": record})]
+    rows = [("output", output), *run_rows({"matches": record, "warnings": found.warnings})]
     _show(talk, {"output": output, **record}, rows)
 
 
@@ -373,11 +375,6 @@ def _ignored_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, handler)
-
-
-def _start(initial: str | None) -> dict[str, Any]:
-    """Return the settings that --initial stands for."""
-    return {} if initial is None else {"initial.method": "file", "initial.file": initial}
 
 
 def _show(talk: Talk, record: dict[str, Any], rows: Iterable[tuple[str, str]]) -> None:

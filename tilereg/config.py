@@ -24,6 +24,7 @@ from tilereg.sections import (
     InputSettings,
     MatchSettings,
     OutputSettings,
+    SpotsSettings,
     Table,
     WarpSettings,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "OutputSettings",
     "SettingInfo",
     "Settings",
+    "SpotsSettings",
     "WarpSettings",
 ]
 
@@ -75,6 +77,7 @@ class Settings(Table):
 
     input: InputSettings = Field(default_factory=InputSettings)
     detect: DetectSettings = Field(default_factory=DetectSettings)
+    spots: SpotsSettings = Field(default_factory=SpotsSettings)
     initial: InitialSettings = Field(default_factory=InitialSettings)
     match: MatchSettings = Field(default_factory=MatchSettings)
     field: FieldSettings = Field(default_factory=FieldSettings)

@@ -23,12 +23,13 @@ __all__ = [
     "DryRun",
     "FixedChannel",
     "Image",
-    "Initial",
+    "Known",
     "Level",
     "MovingChannel",
     "Overwrite",
     "Place",
     "Resume",
+    "Tables",
     "Talk",
     "Transform",
     "argument",
@@ -60,10 +61,6 @@ Level = Annotated[
     typer.Option(
         min=0, metavar="N", help="Pyramid level in which spots are sought; 0 is the finest."
     ),
-]
-Initial = Annotated[
-    str | None,
-    typer.Option(metavar="FILE", help="Start from this transform instead of searching."),
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show the work and the memory it needs; do nothing.")
@@ -113,6 +110,64 @@ class Choice:
             "lists all. Overrides --config; an option such as --level overrides both.",
         ),
     ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tables:
+    """How tables of spots are read."""
+
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ROLE=NAME,...",
+            help="What the columns of the tables are called, as in z=centroid-0,y=centroid-1,"
+            "x=centroid-2,class=gene.",
+        ),
+    ] = None
+    moving_columns: Annotated[
+        str | None, typer.Option(metavar="ROLE=NAME,...", help="The same for the moving table.")
+    ] = None
+    spacing: Annotated[
+        str | None,
+        typer.Option(
+            metavar="UM[,UM,UM]",
+            help="Size of a voxel where positions are voxels: one number, or one an axis.",
+        ),
+    ] = None
+    moving_spacing: Annotated[
+        str | None, typer.Option(metavar="UM[,UM,UM]", help="The same for the moving table.")
+    ] = None
+
+    def chosen(self) -> dict[str, Any]:
+        """Return the settings that these options stand for."""
+        return {
+            "spots.columns": self.columns,
+            "spots.moving_columns": self.moving_columns,
+            "spots.spacing": _lengths(self.spacing, "--spacing"),
+            "spots.moving_spacing": _lengths(self.moving_spacing, "--moving-spacing"),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What is known before the match."""
+
+    initial: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Start from this transform instead of searching."),
+    ] = None
+    landmarks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="CSV or Parquet table of known pairs in um: fixed_z, .., moving_z, .., weight.",
+        ),
+    ] = None
+
+    def chosen(self) -> dict[str, Any]:
+        """Return the settings that these options stand for."""
+        start = {"initial.method": "file", "initial.file": self.initial} if self.initial else {}
+        return {"match.landmarks": self.landmarks, **start}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +226,19 @@ def refuse_together(options: Mapping[str, Any], rule: str) -> None:
 def channel_setting(text: str | None) -> int | str | None:
     """Return a channel's number where digits are given, else its name."""
     return int(text) if text is not None and text.isdecimal() else text
+
+
+def _lengths(text: str | None, option: str) -> float | tuple[float, ...] | None:
+    """Return the numbers of an option: one, or one an axis."""
+    if text is None:
+        return None
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(
+            f"{option} {text}: one number is needed, or one an axis with commas between them."
+        ) from None
+    return numbers if len(numbers) > 1 else numbers[0]
 
 
 def resolve_settings(choice: Choice, chosen: Mapping[str, Any] | None = None) -> Settings:

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tilereg import stages
+from tilereg import given, stages
 from tilereg.config import Settings
 from tilereg.errors import InputError, RegistrationError
+from tilereg.io.landmarks import write_landmarks
 from tilereg.io.ome_zarr import OmeZarrImage, open_image
 from tilereg.io.run_folder import RunFolder, check_apart
 from tilereg.io.tables import read_matches, read_spots, write_matches, write_spots
@@ -32,6 +33,7 @@ from tilereg.progress import Progress, Silent
 from tilereg.quality import (
     correlation,
     describe_field,
+    describe_landmarks,
     describe_match,
     describe_residuals,
     describe_support,
@@ -49,7 +51,7 @@ __all__ = ["Run", "RunPlan", "plan", "register", "require"]
 
 TRANSFORM = "transform.ome.zarr"
 SPOTS_FIXED, SPOTS_MOVING = "spots_fixed.parquet", "spots_moving.parquet"
-MATCHES, QC = "matches.parquet", "qc.json"
+MATCHES, LANDMARKS, QC = "matches.parquet", "landmarks.parquet", "qc.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +189,7 @@ def _record(
     if start is not None:
         numbers = np.column_stack([start.matrix, start.offset])
         inputs["initial_fingerprint"] = hashlib.sha256(numbers.tobytes()).hexdigest()[:16]
+    inputs |= given.fingerprints(settings)
     versions = {"tilereg": version("tilereg"), "numpy": version("numpy"), "zarr": version("zarr")}
     return settings.to_toml() + "\n" + dump_tables({"run_inputs": inputs, "run_versions": versions})
 
@@ -254,7 +257,8 @@ def _match(
         return read_transform(location), read_matches(folder.path(MATCHES)), earlier["judged"]
     with meter.stage("match"), progress.stage("match"):
         grid = sources.fixed.image.grid
-        match = stages.match_clouds(*spots, settings, start, grid)
+        landmarks = given.landmarks_of(settings)
+        match = stages.match_clouds(*spots, settings, start, grid, landmarks)
         require(match)
     with meter.stage("fit"), progress.stage("fit"):
         fit = stages.fit_transform(match, grid, settings)
@@ -268,6 +272,10 @@ def _match(
     )
     for line in fit.warnings:
         progress.note(line)
+    if fit.landmarks is not None:
+        judged |= plain({"landmarks": describe_landmarks(fit.landmarks)})
+        write_landmarks(folder.path(LANDMARKS), fit.landmarks, overwrite=True)
+    judged["warnings"] = list(match.warnings)
     write_matches(folder.path(MATCHES), fit.matches, overwrite=True)
     write_transform(
         folder.path(TRANSFORM),
@@ -356,7 +364,8 @@ def _judge(
         spots[0], matches, transform, sources.moving.image.grid, judged["matches"]["share_chance"]
     )
     seams = judged["matches"]["details"].get("seams", ())
-    qc["warnings"] = list_warnings(qc["field"], qc["support"], seams)
+    found = list_warnings(qc["field"], qc["support"], seams)
+    qc["warnings"] = [*judged.get("warnings", ()), *found]
     qc["stages"] = meter.as_rows()
     qc["peak_memory_bytes"] = meter.peak_memory_bytes
     qc = plain(qc)

@@ -74,6 +74,10 @@ class Spots:
         Standard error of the position an axis, as noise and height imply it.
     chunk : (N,) int64 ndarray
         Rank, in C order, of the chunk that owns the spot.
+    spot_class : (N,) ndarray of int or str, optional
+        Class, such as a gene: only like spots are matched. None: all are alike.
+    weight : (N,) float64 ndarray, optional
+        Confidence, 0 to 1. None: all are believed.
     """
 
     positions: NDArray[np.float64]
@@ -82,10 +86,17 @@ class Spots:
     response: NDArray[np.float64]
     localisation: NDArray[np.float64]
     chunk: NDArray[np.int64]
+    spot_class: NDArray[Any] | None = None
+    weight: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         """Check that all columns have the same number of rows."""
-        _check_rows(self, {f.name: len(getattr(self, f.name)) for f in fields(self)})
+        _check_rows(self, {name: len(column) for name, column in self._columns().items()})
+
+    def _columns(self) -> dict[str, NDArray[Any]]:
+        """Return the columns that are there."""
+        columns = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: column for name, column in columns.items() if column is not None}
 
     def __len__(self) -> int:
         """Return the number of spots."""
@@ -109,16 +120,39 @@ class Spots:
             chunk=np.empty(0, dtype=np.int64),
         )
 
+    @classmethod
+    def at(
+        cls,
+        positions: NDArray[np.float64],
+        *,
+        spot_class: NDArray[Any] | None = None,
+        weight: NDArray[np.float64] | None = None,
+    ) -> Spots:
+        """Return spots of which only the places are known, (N, D), and perhaps class and weight."""
+        unknown = np.full(len(positions), np.nan)
+        return cls(
+            positions=positions,
+            sigma=unknown,
+            intensity=unknown,
+            response=unknown,
+            localisation=unknown,
+            chunk=np.zeros(len(positions), dtype=np.int64),
+            spot_class=spot_class,
+            weight=weight,
+        )
+
     def take(self, rows: NDArray[Any]) -> Spots:
         """Return the spots of these rows, given as indices or as a mask."""
-        return Spots(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+        return Spots(**{name: column[rows] for name, column in self._columns().items()})
 
     @classmethod
     def concatenate(cls, parts: list[Spots]) -> Spots:
-        """Return the spots of all parts, in their order; at least one part is needed."""
-        return cls(
-            **{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)}
-        )
+        """Return the spots of all parts, in their order; at least one part is needed.
+
+        All parts have the same columns.
+        """
+        columns = [part._columns() for part in parts]
+        return cls(**{name: np.concatenate([c[name] for c in columns]) for name in columns[0]})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +198,19 @@ class Correspondences:
         """Number of axes."""
         return int(self.fixed.shape[1])
 
+    def take(self, rows: NDArray[Any]) -> Correspondences:
+        """Return the pairs of these rows, given as indices or as a mask."""
+        return Correspondences(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+    def beside(self, others: Correspondences) -> Correspondences:
+        """Return these pairs with others behind them."""
+        return Correspondences(
+            **{
+                f.name: np.concatenate([getattr(self, f.name), getattr(others, f.name)])
+                for f in fields(self)
+            }
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Landmarks:
@@ -204,6 +251,20 @@ class Landmarks:
     def ndim(self) -> int:
         """Number of axes."""
         return int(self.fixed.shape[1])
+
+    def as_pairs(self) -> Correspondences:
+        """Return the landmarks as pairs that are rows of no cloud: their indices are -1."""
+        rows = np.full(len(self), -1, dtype=np.int64)
+        return Correspondences(
+            fixed=self.fixed,
+            moving=self.moving,
+            fixed_index=rows,
+            moving_index=rows,
+            weight=self.weight,
+            residual=self.residual,
+            held_out=np.zeros(len(self), dtype=bool),
+            tile=np.zeros(len(self), dtype=np.int64),
+        )
 
     @classmethod
     def of(cls, fixed: ArrayLike, moving: ArrayLike, weight: ArrayLike | None = None) -> Landmarks:

@@ -13,7 +13,7 @@ from scipy.stats import binom, chi2
 from tilereg.grid import Grid
 from tilereg.matching import Match
 from tilereg.metrics import NccSums
-from tilereg.points import Correspondences, Spots
+from tilereg.points import Correspondences, Landmarks, Spots
 from tilereg.transform import Transform
 from tilereg.warping import source_window, warp_block
 from tilereg.windows import Reader, Window
@@ -21,6 +21,7 @@ from tilereg.windows import Reader, Window
 __all__ = [
     "correlation",
     "describe_field",
+    "describe_landmarks",
     "describe_match",
     "describe_regions",
     "describe_residuals",
@@ -53,6 +54,17 @@ def describe_match(match: Match, num_fixed: int, num_moving: int) -> dict[str, A
         "num_fixed": num_fixed,
         "num_moving": num_moving,
         "details": plain(match.details),
+    }
+
+
+def describe_landmarks(landmarks: Landmarks) -> dict[str, Any]:
+    """Return how a match obeys known pairs, and which of them the spots around contradict."""
+    return {
+        "count": len(landmarks),
+        "contradicted": np.flatnonzero(landmarks.is_contradicted).tolist(),
+        "weight": landmarks.weight.tolist(),
+        "residual_um": landmarks.residual.tolist(),
+        "miss_um": landmarks.miss.tolist(),
     }
 
 

@@ -18,6 +18,7 @@ from tilereg.setting import (
     ByteSize,
     Channel,
     Channels,
+    ColumnsText,
     Count,
     Index,
     NotNegative,
@@ -39,6 +40,7 @@ __all__ = [
     "InputSettings",
     "MatchSettings",
     "OutputSettings",
+    "SpotsSettings",
     "Table",
     "WarpSettings",
 ]
@@ -101,6 +103,38 @@ class DetectSettings(Table):
     )
     max_spots: Count | None = setting(
         None, "an integer >= 1", "Keep at most this many spots, the strongest. Default: all."
+    )
+
+
+class SpotsSettings(Table):
+    """Tables of spots that were found by other means."""
+
+    section: ClassVar[str] = "spots"
+    columns: ColumnsText | None = setting(
+        None,
+        "columns by role, as in z=centroid-0,y=centroid-1,x=centroid-2,class=gene",
+        "What the columns of the tables are called: those of the positions, the class of a spot "
+        "(only like spots are matched), and its weight. Default: z, y, x alone.",
+    )
+    moving_columns: ColumnsText | None = setting(
+        None,
+        "columns by role, as in z=centroid-0,y=centroid-1,x=centroid-2,class=gene",
+        "The same for the moving table alone; goes before `columns`.",
+    )
+    unit: Literal["um", "voxel"] = setting(
+        "um",
+        "'um' or 'voxel'",
+        "Whether positions are micrometre, or voxels of the image at `input.level`.",
+    )
+    spacing: Positive | PerAxis | None = setting(
+        None,
+        LENGTHS_RULE,
+        "Size in um of the unit of the tables: positions are multiplied by it.",
+    )
+    moving_spacing: Positive | PerAxis | None = setting(
+        None,
+        LENGTHS_RULE,
+        "The same for the moving table alone; goes before `spacing`.",
     )
 
 
@@ -167,6 +201,12 @@ class MatchSettings(Table):
         True,
         "true or false",
         "Whether jumps between badly stitched fields of view are sought, named and followed.",
+    )
+    landmarks: Text | None = setting(
+        None,
+        "the location of a .csv or .parquet table",
+        "Table of known pairs in um: columns fixed_z, fixed_y, fixed_x, moving_z, .. and, where "
+        "they differ, weight. They give the first transform and pull the field.",
     )
 
 
@@ -328,6 +368,7 @@ SECTIONS: dict[str, type[Table]] = {
     for table in (
         InputSettings,
         DetectSettings,
+        SpotsSettings,
         InitialSettings,
         MatchSettings,
         FieldSettings,

@@ -6,9 +6,10 @@ import difflib
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 from pydantic.fields import FieldInfo
 
+from tilereg.columns import Columns
 from tilereg.toml import dump_value
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "ByteSize",
     "Channel",
     "Channels",
+    "ColumnsText",
     "Count",
     "Index",
     "NotNegative",
@@ -36,6 +38,12 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _as_columns(value: str) -> str:
+    """Return what the columns of a table are called, if it is understood."""
+    Columns.parse(value)
+    return value
+
+
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -46,6 +54,7 @@ Index = Annotated[int, Field(ge=0)]
 Text = Annotated[str, Field(min_length=1)]
 Channel = Index | Text
 Channels = Annotated[tuple[Channel, ...], BeforeValidator(_as_tuple)]
+ColumnsText = Annotated[str, AfterValidator(_as_columns)]
 ByteSize = Annotated[str, Field(pattern=r"^\d+(\.\d+)?\s?([kMGT]i?)?B$")]
 
 CHANNEL_RULE = "a channel's number (from 0) or its name"

@@ -15,13 +15,15 @@ from tilereg.config import Settings
 from tilereg.detector import Detector
 from tilereg.errors import ImageError, InputError, RegistrationError
 from tilereg.fields.judged import fit_judged
+from tilereg.fields.model import FieldModel
 from tilereg.grid import Grid
 from tilereg.io.ome_zarr import OmeZarrImage, ZarrReader
 from tilereg.io.stores import Location
 from tilereg.io.transforms import read_affine
 from tilereg.lazy.detect import detect_volume
 from tilereg.matching import Match, match_spots
-from tilereg.points import Correspondences, Spots
+from tilereg.matching.landmarks import judge_landmarks
+from tilereg.points import Correspondences, Landmarks, Spots
 from tilereg.progress import Progress
 from tilereg.quality import describe_field
 from tilereg.spots import plan_detector
@@ -265,7 +267,12 @@ def transform_at(place: str | Path) -> str:
 
 
 def match_clouds(
-    fixed: Spots, moving: Spots, settings: Settings, start: Affine | None, domain: Grid | None
+    fixed: Spots,
+    moving: Spots,
+    settings: Settings,
+    start: Affine | None,
+    domain: Grid | None,
+    landmarks: Landmarks | None = None,
 ) -> Match:
     """Match two clouds of spots as the settings say; the field may vary over `domain`."""
     chosen, wanted = settings.match, settings.field
@@ -284,6 +291,7 @@ def match_clouds(
         max_iterations=chosen.max_iterations,
         seed=chosen.seed,
         seams=chosen.seams,
+        landmarks=landmarks,
     )
 
 
@@ -295,6 +303,7 @@ class Fit:
     judge: Transform
     matches: Correspondences
     description: dict[str, Any]
+    landmarks: Landmarks | None = None
     warnings: list[str] = field(default_factory=list)
 
 
@@ -307,15 +316,14 @@ def fit_transform(match: Match, grid: Grid, settings: Settings) -> Fit:
     wanted, pairs = settings.field, match.correspondences
     name = str(match.details.get("field") or match.model)
     if match.model == "field" and wanted.fitted is not None:
-        found = fit_judged(pairs, wanted.fitted, grid.bounds)
-        fit = Fit(found.fit.transform, found.judge, found.pairs, found.description)
+        fit = _fit_wanted(match, wanted.fitted, grid)
     else:
         losses = dict(match.details.get("held_out_rms_um", {}))
         if not losses and pairs.held_out.any():
             losses[name] = float(np.sqrt((pairs.residual[pairs.held_out] ** 2).mean()))
         told = {"field": name, "held_out_rms_um": losses}
-        fit = Fit(match.transform, match.judge, pairs, told)
-    warnings = []
+        fit = Fit(match.transform, match.judge, pairs, told, match.landmarks)
+    warnings = [f"warning: {line}" for line in match.warnings]
     folded = describe_field(fit.transform, grid)["fold_share"]
     if folded > 0:
         warnings.append(
@@ -330,6 +338,17 @@ def fit_transform(match: Match, grid: Grid, settings: Settings) -> Fit:
     elif wanted.model == "kriging" and name != "kriging":
         warnings.append(f"note: {len(pairs)} pairs are too few for a kriging field")
     return replace(fit, warnings=warnings)
+
+
+def _fit_wanted(match: Match, model: FieldModel, grid: Grid) -> Fit:
+    """Fit a model to all pairs, and to the landmarks, which are told with their residuals anew."""
+    pairs, known = match.correspondences, match.landmarks
+    every = pairs if known is None else pairs.beside(known.as_pairs())
+    found = fit_judged(every, model, grid.bounds)
+    transform, matches = found.fit.transform, found.pairs.take(np.arange(len(pairs)))
+    if known is not None:
+        known = judge_landmarks(known, transform, matches)
+    return Fit(transform, found.judge, matches, found.description, known)
 
 
 def median(values: NDArray[np.float64]) -> float | None:

@@ -8,26 +8,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tilereg import stages
+from tilereg import given, stages
 from tilereg.config import Settings
 from tilereg.grid import Grid
 from tilereg.io.files import check_free
+from tilereg.io.landmarks import write_landmarks
 from tilereg.io.ome_zarr import OmeZarrImage, open_image
 from tilereg.io.stores import Location, outputs
 from tilereg.io.tables import (
     check_suffix,
     read_points,
-    read_spots,
     write_matches,
     write_points,
     write_spots,
 )
 from tilereg.io.transforms import read_transform, write_transform
 from tilereg.matching import Match
-from tilereg.pipeline import MATCHES, QC, TRANSFORM, connected, require
+from tilereg.pipeline import LANDMARKS, MATCHES, QC, TRANSFORM, connected, require
 from tilereg.points import Spots
 from tilereg.progress import Progress, Silent
-from tilereg.quality import describe_match, describe_residuals, plain
+from tilereg.quality import describe_landmarks, describe_match, describe_residuals, plain
 from tilereg.registered import plan_parts, write_replacing
 from tilereg.transform import Affine
 
@@ -90,11 +90,11 @@ def match(
     Parameters
     ----------
     fixed_table, moving_table : str or Path
-        Parquet or CSV with columns z, y, x (y, x in 2D) in micrometre.
+        Parquet or CSV with columns z, y, x (y, x in 2D) in micrometre, or what the settings say.
     output : str or Path
         Folder that is made.
     settings : Settings, optional
-        The sections `initial`, `match` and `field` are used.
+        The sections `spots`, `initial`, `match` and `field` are used.
     initial : str, Path or Affine, optional
         First affine, fixed to moving.
     overwrite : bool
@@ -112,19 +112,27 @@ def match(
     resolved = Settings() if settings is None else settings
     report = Silent() if progress is None else progress
     folder = Location.of(output)
-    for name in (TRANSFORM, MATCHES, QC):
+    for name in (TRANSFORM, MATCHES, LANDMARKS, QC):
         check_free(folder.child(name).url, overwrite=overwrite)
-    fixed, moving = read_spots(fixed_table), read_spots(moving_table)
+    fixed = given.spots_of(fixed_table, resolved, "fixed")
+    moving = given.spots_of(moving_table, resolved, "moving")
     start = stages.first_affine(initial, resolved, fixed.ndim)
+    landmarks = given.landmarks_of(resolved)
     with report.stage("match"):
-        found = stages.match_clouds(fixed, moving, resolved, start, None)
+        found = stages.match_clouds(fixed, moving, resolved, start, None, landmarks)
     require(found)
     grid = _grid_around(fixed, found)
     with report.stage("fit"):
         fit = stages.fit_transform(found, grid, resolved)
     for line in fit.warnings:
         report.note(line)
-    found = replace(found, transform=fit.transform, judge=fit.judge, correspondences=fit.matches)
+    found = replace(
+        found,
+        transform=fit.transform,
+        judge=fit.judge,
+        correspondences=fit.matches,
+        landmarks=fit.landmarks,
+    )
     write_transform(
         folder.child(TRANSFORM).url,
         found.transform,
@@ -133,6 +141,8 @@ def match(
         overwrite=overwrite,
     )
     write_matches(folder.child(MATCHES).url, found.correspondences, overwrite=overwrite)
+    if found.landmarks is not None:
+        write_landmarks(folder.child(LANDMARKS).url, found.landmarks, overwrite=overwrite)
     with outputs("write", f"'{folder.child(QC)}'"):
         folder.write_json(QC, _figures(found, fit.description, fixed, moving))
     return found
@@ -157,10 +167,15 @@ def _figures(
     for row in ("held_out", "fitted"):
         residual[row] = {k: v for k, v in residual[row].items() if not k.endswith("_voxel")}
     matches = describe_match(found, len(fixed), len(moving)) | {"fit": description}
-    figures: dict[str, Any] = plain(
-        {"status": found.status, "matches": matches, "residual": residual}
-    )
-    return figures
+    figures: dict[str, Any] = {
+        "status": found.status,
+        "matches": matches,
+        "residual": residual,
+        "warnings": list(found.warnings),
+    }
+    if found.landmarks is not None:
+        figures["landmarks"] = describe_landmarks(found.landmarks)
+    return dict(plain(figures))
 
 
 def warp(

@@ -25,6 +25,7 @@ __all__ = [
     "check_columns",
     "check_suffix",
     "column_names",
+    "labels_of",
     "numbers_of",
     "positions_of",
     "read_table",
@@ -169,6 +170,29 @@ def values_of(
             raise InputError(f"Column {name} of '{location}' has {column.null_count} empty rows.")
         column = pc.fill_null(column, np.nan)
     return np.asarray(column.to_numpy(), dtype=dtype)
+
+
+def labels_of(table: pa.Table, name: str, location: str | Path) -> NDArray[np.str_]:
+    """Return a column of integers or text as text, without blanks around it.
+
+    The same class is the same text, whether a CSV file or a Parquet file holds it.
+    """
+    column = table.column(column_names(table).index(name))
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if not (_is_text(column) or pa.types.is_integer(column.type)):
+        raise InputError(
+            f"Column {name} of '{location}' holds {column.type}. Classes are integers or text."
+        )
+    text = pc.utf8_trim_whitespace(column.cast(pa.string()))
+    empty = pc.fill_null(pc.equal(text, ""), True).to_numpy()
+    if empty.any():
+        raise InputError(
+            f"Column {name} of '{location}' has {int(empty.sum())} empty rows, the first is row "
+            f"{int(np.flatnonzero(empty)[0])}, counted from 0. Every spot needs a class: remove "
+            "those without one."
+        )
+    return np.asarray(text.to_pylist(), dtype=np.str_)
 
 
 def _misfit(column: Any, name: str, kind: Any, location: str | Path) -> str:

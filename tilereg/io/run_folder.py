@@ -35,6 +35,7 @@ _OWN = {
     "spots_fixed.parquet",
     "spots_moving.parquet",
     "matches.parquet",
+    "landmarks.parquet",
 }
 _ASIDE = ".replaced"
 _PROGRESS = "progress"

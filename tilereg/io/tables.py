@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 
+from tilereg.columns import Columns
 from tilereg.errors import InputError
 from tilereg.grid import AXES
 from tilereg.io.columnar import (
@@ -23,6 +24,7 @@ from tilereg.io.columnar import (
     check_columns,
     check_suffix,
     column_names,
+    labels_of,
     numbers_of,
     positions_of,
     read_table,
@@ -54,6 +56,13 @@ _MATCH_COLUMNS = {
     "tile": np.dtype(np.int64),
 }
 _LENGTHS = {"sigma", "localisation", "residual"}
+# Of scikit-image's region properties, and of napari's points.
+_KNOWN_AXES = (
+    ("centroid-0", "centroid-1", "centroid-2"),
+    ("centroid-0", "centroid-1"),
+    ("axis-0", "axis-1", "axis-2"),
+    ("axis-0", "axis-1"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +165,8 @@ def write_points(
 def write_spots(location: str | Path, spots: Spots, *, overwrite: bool = False) -> None:
     """Write spots to a Parquet (or CSV) file, one a row.
 
-    Columns are z, y, x (y, x in 2D), sigma, intensity, response, localisation and chunk.
+    Columns are z, y, x (y, x in 2D), sigma, intensity, response, localisation and chunk, and class
+    and weight where the spots have them.
 
     Raises
     ------
@@ -167,24 +177,39 @@ def write_spots(location: str | Path, spots: Spots, *, overwrite: bool = False) 
     """
     columns = _split(spots.positions)
     columns |= {name: getattr(spots, name) for name in (*_SPOT_NUMBERS, "chunk")}
+    if spots.spot_class is not None:
+        columns["class"] = spots.spot_class
+    if spots.weight is not None:
+        columns["weight"] = spots.weight
     write_table(location, _table(columns, "spots"), overwrite=overwrite)
 
 
-def read_spots(location: str | Path) -> Spots:
+def read_spots(location: str | Path, columns: Columns | None = None) -> Spots:
     """Read spots of a Parquet or CSV file; a table without rows gives no spots.
 
     Only positions are needed, so that the spots of any other detector can be matched: sigma,
     intensity, response and localisation are NaN where there is no such column, for they are not
     known, and chunk is 0, for all came from one place. Other columns are ignored.
 
+    Parameters
+    ----------
+    location : str or Path
+        A file that ends in .csv or .parquet, local or a URL.
+    columns : Columns, optional
+        What the columns of positions are called, and those of class and weight. Default: z, y, x,
+        and neither class nor weight.
+
     Raises
     ------
     InputError
-        If there is no such file, its suffix is unknown, it is damaged, a column of positions is
-        missing, or a number is none.
+        If there is no such file, its suffix is unknown, it is damaged, a column is missing, a
+        number is none, a class is empty, or a weight is not from 0 to 1.
     """
+    wanted = Columns() if columns is None else columns
     table = read_table(location)
-    positions = positions_of(table, location, axis_columns(table))
+    names = axis_columns(table) if wanted.axes is None else list(wanted.axes)
+    _check_chosen(table, names, wanted, location)
+    positions = positions_of(table, location, names)
     present = set(column_names(table))
     numbers = {
         name: numbers_of(table, name, location) if name in present else np.full(len(table), np.nan)
@@ -193,7 +218,42 @@ def read_spots(location: str | Path) -> Spots:
     chunk = np.zeros(len(table), dtype=np.int64)
     if "chunk" in present:
         chunk = values_of(table, "chunk", np.dtype(np.int64), location)
-    return Spots(positions=positions, chunk=chunk, **numbers)
+    return Spots(
+        positions=positions,
+        chunk=chunk,
+        spot_class=None if not wanted.spot_class else labels_of(table, wanted.spot_class, location),
+        weight=None if not wanted.weight else _weights(table, wanted.weight, location),
+        **numbers,
+    )
+
+
+def _check_chosen(
+    table: pa.Table, names: list[str], columns: Columns, location: str | Path
+) -> None:
+    """Raise unless the chosen columns are there; say how others are chosen."""
+    chosen = [*names, *(name for name in (columns.spot_class, columns.weight) if name)]
+    try:
+        check_columns(table, chosen, location)
+    except InputError as error:
+        present = set(column_names(table))
+        known = [axes for axes in _KNOWN_AXES if set(axes) <= present]
+        axes = known[0] if known else _KNOWN_AXES[0]
+        pairs = zip(AXES[-len(axes) :], axes, strict=True)
+        example = ",".join(f"{axis}={name}" for axis, name in pairs)
+        raise InputError(f"{error} Choose the right ones, as in --columns {example}.") from None
+
+
+def _weights(table: pa.Table, name: str, location: str | Path) -> NDArray[np.float64]:
+    """Return a column of weights."""
+    weights = numbers_of(table, name, location)
+    bad = ~((weights >= 0) & (weights <= 1))
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        raise InputError(
+            f"Column {name} of '{location}' holds {weights[row]} in row {row}, counted from 0. A "
+            "weight is a number from 0 to 1."
+        )
+    return weights
 
 
 def write_matches(

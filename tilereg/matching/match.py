@@ -120,7 +120,7 @@ def match_spots(
     fixed_class, moving_class : (N,), (M,) array_like of int or str, optional
         Class of each spot, such as its gene. Only spots of the same class are paired, in every
         step, and chance is that of like spots. Those of a class that only one cloud has are left
-        out; the result's `message` says so. Default: all spots are alike.
+        out; the result's `message` says so. Default: those of the `Spots`; else all are alike.
     landmarks : Landmarks, or (L, D), (L, D) and optionally (L,) array_like, micrometre, optional
         Known pairs: fixed points, moving points, and weights relative to a matched pair of spots
         (default 1: as good as one; 0 takes no part; above 1 counts in the last fit of a kriging
@@ -166,7 +166,9 @@ def match_spots(
     known = check_landmarks(landmarks)
     check_axes(x, y, initial, known)
     check_numbers(max_rotation, w, beta, max_iterations)
-    classes = check_classes(fixed_class, moving_class, len(x), len(y))
+    classes = check_classes(
+        _of_spots(fixed, fixed_class), _of_spots(moving, moving_class), len(x), len(y)
+    )
     check_given(method, {"spot classes": classes is not None, "landmarks": known is not None})
     arranged = arrange(x, y, classes)
     rows = arranged.rows
@@ -223,6 +225,11 @@ def _mended(
             best = healed, again, tear
         tear = tear.corrected(problem, again.map, again.sigma)
     return best
+
+
+def _of_spots(points: ArrayLike | Spots, given: ArrayLike | None) -> ArrayLike | None:
+    """Return the classes that are given, else those that spots have."""
+    return points.spot_class if given is None and isinstance(points, Spots) else given
 
 
 def _box(x: Floats, known: Landmarks | None) -> tuple[Floats, Floats]:

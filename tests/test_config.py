@@ -24,6 +24,8 @@ EVERYTHING = [
     "spots.columns=z=centroid-0,y=centroid-1,x=centroid-2",
     "spots.moving_columns=class=gene",
     "spots.unit=voxel",
+    "spots.fixed=a.csv",
+    "spots.moving=s3://bucket/b.parquet",
     "spots.spacing=[0.4, 0.2, 0.2]",
     "spots.moving_spacing=0.3",
     "match.landmarks=pairs.csv",
@@ -92,7 +94,7 @@ def test_none_is_only_ever_a_default() -> None:
 
 def test_every_setting_is_described() -> None:
     rows = Settings.describe()
-    assert len({row.name for row in rows}) == len(rows) == 45
+    assert len({row.name for row in rows}) == len(rows) == 47
     for row in rows:
         assert row.description.endswith("."), row.name
         assert row.rule, row.name

@@ -25,6 +25,7 @@ from tilereg.options import (
     Level,
     MovingChannel,
     Overwrite,
+    OwnSpots,
     Place,
     Resume,
     Tables,
@@ -33,6 +34,7 @@ from tilereg.options import (
     argument,
     channel_setting,
     grouped,
+    joined,
     refuse_together,
     resolve_settings,
 )
@@ -153,6 +155,8 @@ def register(
     dry_run: DryRun = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    own: OwnSpots,
+    tables: Tables,
     known: Known,
     choice: Choice,
     place: Place,
@@ -170,7 +174,7 @@ def register(
         "input.moving_channel": channel_setting(moving_channel),
         "input.level": level,
     }
-    settings = resolve_settings(choice, chosen | known.chosen() | place.chosen())
+    settings = resolve_settings(choice, chosen | joined(own, tables, known, place))
     from tilereg import pipeline
 
     if dry_run:
@@ -244,7 +248,7 @@ def match(
     """
     from tilereg import steps
 
-    settings = resolve_settings(choice, tables.chosen() | known.chosen())
+    settings = resolve_settings(choice, joined(tables, known))
     with open_progress(quiet=talk.quiet) as progress:
         found = steps.match(
             fixed_spots,
@@ -254,8 +258,8 @@ def match(
             overwrite=overwrite,
             progress=progress,
         )
-    record = {name: getattr(found, name) for name in _FIGURES}
-    record["pairs"] = len(found.correspondences)
+    pairs = len(found.correspondences)
+    record = {name: getattr(found, name) for name in _FIGURES} | {"pairs": pairs}
     rows = [("output", output), *run_rows({"matches": record, "warnings": found.warnings})]
     _show(talk, {"output": output, **record}, rows)
 
@@ -388,10 +392,9 @@ def _show(talk: Talk, record: dict[str, Any], rows: Iterable[tuple[str, str]]) -
 def _show_image(talk: Talk, record: dict[str, Any]) -> None:
     """Print what is known of an image."""
     _show(talk, record, image_rows(record))
-    if talk.as_json:
-        return
-    print_text()
-    print_table(*level_table(record))
-    if record["notes"]:
+    if not talk.as_json:
+        print_text()
+        print_table(*level_table(record))
+    if record["notes"] and not talk.as_json:
         print_text()
         print_rows([("note", note) for note in record["notes"]])

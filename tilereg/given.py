@@ -10,22 +10,66 @@ import numpy as np
 
 from tilereg.columns import Columns
 from tilereg.config import Settings
-from tilereg.errors import InputError
+from tilereg.errors import InputError, RegistrationError
 from tilereg.grid import Grid
 from tilereg.io.files import opened
 from tilereg.io.landmarks import read_landmarks
 from tilereg.io.tables import read_spots
 from tilereg.points import Landmarks, Spots
+from tilereg.stages import Source
 
-__all__ = ["columns_of", "fingerprints", "landmarks_of", "spots_of"]
+__all__ = [
+    "check",
+    "columns_of",
+    "files",
+    "fingerprints",
+    "landmarks_of",
+    "read_back",
+    "spots_in",
+    "spots_of",
+    "table_of",
+]
 
 _BLOCK = 1 << 20
+_FEWEST_SPOTS = 4
+# Fewer than this share of a table inside of its image are a mistake.
+_LEAST_INSIDE = 0.1
+
+
+def files(settings: Settings) -> dict[str, str]:
+    """Return the files that the settings name, by what is in them."""
+    named = {
+        "fixed_spots": settings.spots.fixed,
+        "moving_spots": settings.spots.moving,
+        "landmarks": settings.match.landmarks,
+    }
+    return {name: file for name, file in named.items() if file is not None}
+
+
+def check(settings: Settings) -> None:
+    """Raise if settings of tables of spots are there, but no table.
+
+    Raises
+    ------
+    InputError
+        Naming them.
+    """
+    chosen = settings.spots
+    if chosen.fixed is not None or chosen.moving is not None:
+        return
+    named = ("columns", "moving_columns", "spacing", "moving_spacing")
+    idle = [f"spots.{name}" for name in named if getattr(chosen, name) is not None]
+    idle += ["spots.unit"] if chosen.unit != "um" else []
+    if idle:
+        raise InputError(
+            f"{', '.join(idle)} say how tables of spots are read, and none is given. Give "
+            "spots.fixed or spots.moving (--fixed-spots, --moving-spots), or leave them out."
+        )
 
 
 def fingerprints(settings: Settings) -> dict[str, str]:
     """Return short texts that change with what the files hold that the settings name."""
-    files = {"landmarks": settings.match.landmarks}
-    return {f"{name}_fingerprint": _content(file) for name, file in files.items() if file}
+    return {f"{name}_fingerprint": _content(file) for name, file in files(settings).items()}
 
 
 def _content(location: str | Path) -> str:
@@ -56,6 +100,57 @@ def columns_of(settings: Settings, role: str) -> Columns:
     if role == "moving" and chosen.moving_columns is not None:
         text = chosen.moving_columns
     return Columns() if text is None else Columns.parse(text)
+
+
+def table_of(settings: Settings, role: str) -> str | None:
+    """Return the table of spots that takes the place of detection in an image, if there is one."""
+    return settings.spots.fixed if role == "fixed" else settings.spots.moving
+
+
+def read_back(location: str | Path, settings: Settings, role: str) -> Spots:
+    """Read the spots of a run again, with the classes and weights that they were given with."""
+    if table_of(settings, role) is None:
+        return read_spots(location)
+    given = columns_of(settings, role)
+    return read_spots(
+        location,
+        Columns(
+            spot_class="class" if given.spot_class else None,
+            weight="weight" if given.weight else None,
+        ),
+    )
+
+
+def spots_in(source: Source, location: str, settings: Settings, role: str) -> tuple[Spots, int]:
+    """Return a user's own spots of an image, and how many of them lie outside of it.
+
+    Raises
+    ------
+    InputError
+        If the table cannot be used, or hardly any spot lies inside of the image.
+    RegistrationError
+        If there are too few spots to match.
+    """
+    spots = spots_of(location, settings, role, source.reader.grid)
+    if len(spots) < _FEWEST_SPOTS:
+        raise RegistrationError(
+            f"Too few spots: {len(spots)} in '{location}', at least {_FEWEST_SPOTS} are needed."
+        )
+    grid = source.image.grid
+    if spots.ndim != grid.ndim:
+        raise InputError(
+            f"Positions in '{location}' have {spots.ndim} axes, {source} has {grid.ndim}. Choose "
+            "as many columns (--columns)."
+        )
+    inside = int(grid.contains(spots.positions).sum())
+    if inside < _LEAST_INSIDE * len(spots):
+        low, high = (side.round(3).tolist() for side in grid.bounds)
+        raise InputError(
+            f"{len(spots) - inside} of {len(spots)} spots in '{location}' lie outside of {source}, "
+            f"which reaches from {low} to {high} um. Positions are in um, or voxels with --voxels "
+            "(spots.unit); check the order of the columns too."
+        )
+    return spots, len(spots) - inside
 
 
 def spots_of(

@@ -27,6 +27,7 @@ __all__ = [
     "Level",
     "MovingChannel",
     "Overwrite",
+    "OwnSpots",
     "Place",
     "Resume",
     "Tables",
@@ -35,6 +36,7 @@ __all__ = [
     "argument",
     "channel_setting",
     "grouped",
+    "joined",
     "refuse_together",
     "resolve_settings",
 ]
@@ -149,6 +151,33 @@ class Tables:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OwnSpots:
+    """Tables that take the place of detection."""
+
+    fixed_spots: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="CSV or Parquet table of spots of FIXED; none are sought there."
+        ),
+    ] = None
+    moving_spots: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The same of MOVING.")
+    ] = None
+    voxels: Annotated[
+        bool,
+        typer.Option("--voxels", help="Positions in these tables are voxels of the image."),
+    ] = False
+
+    def chosen(self) -> dict[str, Any]:
+        """Return the settings that these options stand for."""
+        return {
+            "spots.fixed": self.fixed_spots,
+            "spots.moving": self.moving_spots,
+            "spots.unit": "voxel" if self.voxels else None,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
 class Known:
     """What is known before the match."""
 
@@ -226,6 +255,14 @@ def refuse_together(options: Mapping[str, Any], rule: str) -> None:
 def channel_setting(text: str | None) -> int | str | None:
     """Return a channel's number where digits are given, else its name."""
     return int(text) if text is not None and text.isdecimal() else text
+
+
+def joined(*groups: OwnSpots | Tables | Known | Place) -> dict[str, Any]:
+    """Return the settings that groups of options stand for."""
+    chosen: dict[str, Any] = {}
+    for group in groups:
+        chosen |= group.chosen()
+    return chosen
 
 
 def _lengths(text: str | None, option: str) -> float | tuple[float, ...] | None:

@@ -22,7 +22,7 @@ from tilereg.errors import InputError, RegistrationError
 from tilereg.io.landmarks import write_landmarks
 from tilereg.io.ome_zarr import OmeZarrImage, open_image
 from tilereg.io.run_folder import RunFolder, check_apart
-from tilereg.io.tables import read_matches, read_spots, write_matches, write_spots
+from tilereg.io.tables import read_matches, write_matches, write_spots
 from tilereg.io.transforms import read_transform, write_transform
 from tilereg.lazy.cluster import connect
 from tilereg.matching import Match
@@ -135,12 +135,14 @@ def register(
     report = Silent() if progress is None else progress
     if overwrite and resume:
         raise InputError("A run cannot both go on and start anew. Give resume or overwrite.")
+    given.check(resolved)
     images = open_image(fixed), open_image(moving)
     check_images(*images)
     sources = stages.Sources.of(*images, resolved)
     start = stages.first_affine(initial, resolved, images[0].ndim)
     folder = RunFolder.at(output)
-    check_apart(folder.location.url, [image.location for image in images])
+    inputs = [*(image.location for image in images), *given.files(resolved).values()]
+    check_apart(folder.location.url, inputs)
     parts = plan_parts(images[1], images[0].grid, folder.path(REGISTERED), resolved)
     folder.check_free(overwrite=overwrite, resume=resume)
     record = _record(images, resolved, start)
@@ -222,20 +224,25 @@ def _detect(
     progress: Progress,
     meter: Meter,
 ) -> tuple[Spots, Spots]:
-    """Find the spots of both images, or read those of an earlier start."""
+    """Find or read the spots of both images, or read those of an earlier start."""
     found = []
     for role, name in (("fixed", SPOTS_FIXED), ("moving", SPOTS_MOVING)):
+        source, table = sources.of_role(role), given.table_of(settings, role)
+        what = f"detect {role}" if table is None else f"read {role}"
         if _earlier(folder, f"detect_{role}", meter) is None:
-            with meter.stage(f"detect {role}"):
-                spots = stages.find_spots(
-                    sources.of_role(role), settings, client, progress, f"detect {role}"
-                )
-                stages.check_enough(spots, sources.of_role(role))
+            with meter.stage(what):
+                if table is None:
+                    spots = stages.find_spots(source, settings, client, progress, what)
+                    stages.check_enough(spots, source)
+                else:
+                    spots, outside = given.spots_in(source, table, settings, role)
+                    beside = f", {outside} outside of the image" if outside else ""
+                    progress.note(f"{what}: {len(spots)} spots of '{table}'{beside}")
                 write_spots(folder.path(name), spots, overwrite=True)
             _complete(folder, f"detect_{role}", meter, 1, spots=len(spots))
         else:
-            spots = read_spots(folder.path(name))
-            progress.note(f"detect {role}: {len(spots)} spots of the earlier start")
+            spots = given.read_back(folder.path(name), settings, role)
+            progress.note(f"{what}: {len(spots)} spots of the earlier start")
         found.append(spots)
     return found[0], found[1]
 
@@ -275,7 +282,7 @@ def _match(
     if fit.landmarks is not None:
         judged |= plain({"landmarks": describe_landmarks(fit.landmarks)})
         write_landmarks(folder.path(LANDMARKS), fit.landmarks, overwrite=True)
-    judged["warnings"] = list(match.warnings)
+    judged |= {"given": given.files(settings), "warnings": list(match.warnings)}
     write_matches(folder.path(MATCHES), fit.matches, overwrite=True)
     write_transform(
         folder.path(TRANSFORM),

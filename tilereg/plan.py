@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tilereg import stages
+from tilereg import given, stages
 from tilereg.config import Settings
 from tilereg.detector import Detector, as_sigma
 from tilereg.errors import InputError
@@ -79,9 +79,10 @@ class RunPlan:
     def rows(self) -> list[tuple[str, str]]:
         """Return what a person wants to know, as (name, text)."""
         threads = "1 thread" if self.num_threads == 1 else f"{self.num_threads} threads"
+        first = f"up to {format_size(self.sample_bytes)}" if self.sample_bytes else "none"
         return [
             ("output", self.output),
-            ("first look", f"up to {format_size(self.sample_bytes)}"),
+            ("first look", first),
             ("detection", _work(self.num_detect_tasks, self.detect_task_bytes)),
             ("warp", _work(self.num_warp_tasks, self.warp_task_bytes)),
             ("pyramid", _work(self.num_pyramid_tasks, self.pyramid_task_bytes)),
@@ -151,6 +152,7 @@ def plan(
         If the output is taken.
     """
     resolved = Settings() if settings is None else settings
+    given.check(resolved)
     images = open_image(fixed), open_image(moving)
     check_images(*images)
     sources = stages.Sources.of(*images, resolved)
@@ -158,18 +160,24 @@ def plan(
     check_apart(folder.location.url, [image.location for image in images])
     folder.check_free(overwrite=overwrite, resume=resume)
     parts = plan_parts(images[1], images[0].grid, folder.path(REGISTERED), resolved)
-    detection = [_detection(source, resolved) for source in (sources.fixed, sources.moving)]
+    sought = [
+        source
+        for role, source in (("fixed", sources.fixed), ("moving", sources.moving))
+        if given.table_of(resolved, role) is None
+    ]
+    detection = [_detection(source, resolved) for source in sought]
     tasks = {
-        "detect_task_bytes": max(size for _, size in detection),
+        "detect_task_bytes": max((size for _, size in detection), default=0),
         "warp_task_bytes": max(_warp_task_bytes(part) for part in parts),
         "pyramid_task_bytes": max(level_bytes(part.writer) for part in parts),
     }
-    sample = max(
+    looks = [
         sample_bytes(source.reader.grid, source.reader.dtype, resolved.detect.sigma)
-        for source in (sources.fixed, sources.moving)
-    )
+        for source in sought
+    ]
+    sample = max(looks, default=0)
     threads = num_threads(workers=resolved.compute.workers)
-    read, written = _traffic(sources, parts)
+    read, written = _traffic(sources, sought, parts)
     return RunPlan(
         output=folder.location.url,
         num_detect_tasks=sum(count for count, _ in detection),
@@ -197,7 +205,8 @@ def _assumed(settings: Settings) -> tuple[str, ...]:
         f"a warp task reads {_WIDER:g} times as many voxels along each axis as it would without a "
         "deformation; the run itself knows"
     ]
-    if settings.detect.sigma is None:
+    is_sought = None in (settings.spots.fixed, settings.spots.moving)
+    if settings.detect.sigma is None and is_sought:
         texts.append("spots are as large as any that the automatic choice looks for")
     if settings.compute.scheduler or settings.compute.scheduler_file:
         texts.append("as many threads as this machine has; the cluster was not asked")
@@ -235,12 +244,14 @@ def _warp_task_bytes(part: Part) -> int:
     return plan.bytes_needed(shape, unit) + part.store_bytes
 
 
-def _traffic(sources: stages.Sources, parts: Iterable[Part]) -> tuple[tuple[int, int], ...]:
+def _traffic(
+    sources: stages.Sources, sought: list[stages.Source], parts: Iterable[Part]
+) -> tuple[tuple[int, int], ...]:
     """Return voxels and bytes that are read, and that are written."""
     read, written = [], []
-    for source in (sources.fixed, sources.moving):
-        for reader in (source.reader, source.small()):  # for detection, for the judgement
-            read.append((reader.grid.size, reader.dtype.itemsize))
+    readers = [source.reader for source in sought]  # for detection, and for the judgement
+    for reader in (*readers, sources.fixed.small(), sources.moving.small()):
+        read.append((reader.grid.size, reader.dtype.itemsize))
     for part in parts:
         size, grids = part.image.dtype.itemsize, part.writer.level_grids
         for grid in (part.image.grid, *grids[:-1]):

@@ -110,6 +110,16 @@ class SpotsSettings(Table):
     """Tables of spots that were found by other means."""
 
     section: ClassVar[str] = "spots"
+    fixed: Text | None = setting(
+        None,
+        "the location of a .csv or .parquet table",
+        "Table of the spots of the fixed image, in which none are sought then.",
+    )
+    moving: Text | None = setting(
+        None,
+        "the location of a .csv or .parquet table",
+        "The same of the moving image.",
+    )
     columns: ColumnsText | None = setting(
         None,
         "columns by role, as in z=centroid-0,y=centroid-1,x=centroid-2,class=gene",

@@ -127,7 +127,7 @@ def run_rows(qc: Mapping[str, Any]) -> Rows:
     message = matches.get("message", "")
     rows = [
         ("status", f"{status}: {message}" if message and status != "ok" else status),
-        ("spots", _spots(qc.get("spots", {}))),
+        ("spots", _spots(qc.get("spots", {}), qc.get("given", {}))),
         ("matched", _matches(matches)),
         ("residual", _residual(qc.get("residual", {}))),
         ("localisation", _floor(qc.get("residual", {}))),
@@ -196,9 +196,13 @@ def settings_template(infos: Sequence[SettingInfo]) -> str:
     return "\n".join(lines)
 
 
-def _spots(spots: Mapping[str, Any]) -> str:
-    """Return how many spots were found."""
-    counts = [f"{spots[key]:,} {key}" for key in ("fixed", "moving") if _known(spots.get(key))]
+def _spots(spots: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """Return how many spots were found or given."""
+    counts = [
+        f"{spots[key]:,} {key}{' (given)' if f'{key}_spots' in given else ''}"
+        for key in ("fixed", "moving")
+        if _known(spots.get(key))
+    ]
     sigmas = [spots.get("fixed_sigma_um"), spots.get("moving_sigma_um")]
     sizes = " and ".join(f"{sigma:.3g}" for sigma in sigmas if _known(sigma))
     return ", ".join(counts) + (f"; sigma {sizes} um" if sizes else "")

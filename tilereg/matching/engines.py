@@ -14,12 +14,21 @@ __all__ = ["METHODS", "Engine", "check_given", "engine"]
 Engine = Callable[[Problem, Coarse], Found]
 
 # Module and function; imported when asked for, as some need packages that may be missing.
-_PLACES = {"cpd": "cpd.cpd"}
+_PLACES = {
+    "cpd": "cpd.cpd",
+    "cpd-dense": "cpd_dense.cpd_dense",
+    "ransac": "ransac.ransac",
+    "icp": "icp.icp",
+    "transport": "transport.transport",
+    "probreg": "probreg.probreg",
+    "probreg-filterreg": "probreg.probreg_filterreg",
+}
 
 METHODS = tuple(_PLACES)
 
 # What else an engine can use. What is not named here is refused, never ignored in silence.
-_USED = {"cpd": {"spot classes", "landmarks"}}
+_USED = {method: {"spot classes"} for method in ("cpd", "cpd-dense", "ransac", "icp", "transport")}
+_USED["cpd"].add("landmarks")
 
 
 def engine(method: str) -> Engine:

@@ -19,6 +19,8 @@ from benchmarks.memory import peak_memory, reset_peak
 from benchmarks.methods.drift import fit_biocpd, fit_probreg, fit_pycpd
 from benchmarks.methods.scene import Unavailable
 from benchmarks.spot_clouds import CloudSpec, make_clouds
+from tilereg.errors import InputError
+from tilereg.matching import METHODS as ENGINE_NAMES
 from tilereg.matching import match_spots
 from tilereg.transform import Transform
 
@@ -58,12 +60,29 @@ def probreg(fixed: Floats, _aligned: Floats, moving: Floats) -> Answer:
     return unit.back(np.asarray(fine.transform(moved))), {}
 
 
-METHODS: dict[str, Callable[[Floats, Floats, Floats], Answer]] = {
+def _engine(name: str) -> Callable[[Floats, Floats, Floats], Answer]:
+    """Return tilereg with another of its engines and default settings."""
+
+    def register(fixed: Floats, _aligned: Floats, moving: Floats) -> Answer:
+        try:
+            match = match_spots(fixed, moving, method=name)
+        except InputError as error:  # The extra that it needs is not there.
+            raise Unavailable(str(error)) from error
+        return match.transform, {"status": match.status, "pairs": len(match.correspondences)}
+
+    return register
+
+
+PEERS: dict[str, Callable[[Floats, Floats, Floats], Answer]] = {
     "tilereg": tilereg,
     "biocpd": biocpd,
     "pycpd": pycpd,
     "probreg": probreg,
 }
+ENGINES = {f"tilereg:{name}": _engine(name) for name in ENGINE_NAMES if name != "cpd"}
+"""The other engines of tilereg; 'tilereg' itself is `cpd`."""
+
+METHODS = PEERS | ENGINES
 
 
 def main() -> None:

@@ -3,7 +3,8 @@
 Every method runs in a process of its own, on one thread, after a small run that pays for imports
 and compilation. Errors are those of the map at all fixed spots, whether they have a partner or
 not, against the true map. tilereg gets the clouds as they are; biocpd gets them aligned by the
-true affine, and the others within the few degrees that they can start from.
+true affine, and the others within the few degrees that they can start from. The engines of tilereg
+beside `cpd` get what it gets.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.cases import Floats
-from benchmarks.cloud_worker import METHODS
+from benchmarks.cloud_worker import ENGINES, METHODS, PEERS
 from benchmarks.processes import CommandError, run_command
 from benchmarks.results_files import Ledger, Options, number, save_figure, say, table
 from benchmarks.single_thread import ONE_THREAD
@@ -28,6 +29,7 @@ from benchmarks.summaries import Row, grouped, middle, spread, values
 
 SEEDS, SLOW_SEEDS = 5, 1
 SIZES = (1000, 2000, 5000, 10_000, 100_000, 1_000_000)
+SMALL_SIZES = (600,)
 LIMITS = {1000: 0.135, 2000: 0.117, 5000: 0.09, 10_000: 0.082, 100_000: 0.068, 1_000_000: 0.071}
 """Root mean square error, voxels, with the true pairs and the true kernel: localisation alone."""
 HARDER: dict[str, dict[str, Any]] = {
@@ -41,11 +43,15 @@ HARDER: dict[str, dict[str, Any]] = {
     "rotation 180 about the last axis": {"rotation": 180.0, "axis": (0.0, 0.0, 1.0)},
 }
 HARDER_SIZE = 10_000
+ENGINE_SIZES, ENGINE_OVERLAPS = (1000, 5000), (0.75, 0.4)
+SMALL_ENGINES = ("tilereg:icp",)
+ENGINES_AT_LIMIT = "engines, overlap 0.75"
+"""The clouds of the engines that are those of the sizes."""
 
 # Seconds of these methods grow with the square of the spots or faster.
 _MOST_SPOTS = {"pycpd": 2000, "probreg": 2000, "biocpd": 100_000}
 # From so many spots on a run takes minutes.
-_MANY = {"tilereg": 1_000_000, "biocpd": 100_000}
+_MANY = {"tilereg": 1_000_000, "biocpd": 100_000, "tilereg:probreg": 5000}
 _TIME_LIMIT = 1800.0
 
 
@@ -90,31 +96,53 @@ def run(options: Options) -> dict[str, Any]:
 
 
 def _tasks(options: Options) -> Iterator[Task]:
-    """Yield what is to be matched: all sizes, then what is harder."""
-    sizes = (600,) if options.small else SIZES
-    wanted = options.methods or (("tilereg",) if options.small else tuple(METHODS))
-    if unknown := [name for name in wanted if name not in METHODS]:
+    """Yield what is to be matched: all sizes, then what is harder, then for the engines."""
+    if unknown := [name for name in options.methods if name not in METHODS]:
         raise SystemExit(f"Unknown method '{unknown[0]}'. Known: {', '.join(METHODS)}.")
-    known = ("sizes", *HARDER)
+    known = ("sizes", *HARDER, "engines")
     if unknown := [name for name in options.only if name not in known]:
         raise SystemExit(f"Unknown clouds '{unknown[0]}'. Known: {', '.join(known)}.")
     seeds = options.seeds or (1 if options.small else SEEDS)
-    slow_seeds = options.slow_seeds or SLOW_SEEDS
-    chosen = options.only or known[:2] if options.small else options.only or known
-    for name in chosen:
-        for count in sizes if name == "sizes" else sizes[:1] if options.small else (HARDER_SIZE,):
+    small = ("sizes", next(iter(HARDER)), "engines")
+    for name in options.only or (small if options.small else known):
+        for title, spec in _specs(name, small=options.small):
             for seed in range(seeds):
-                here = tuple(
-                    method
-                    for method in wanted
-                    if count <= _MOST_SPOTS.get(method, count)
-                    and seed < (slow_seeds if count >= _MANY.get(method, count + 1) else seeds)
-                    # The others start from nearly aligned clouds, without a search.
-                    and (name == "sizes" or method in ("tilereg", "biocpd"))
-                )
-                spec = CloudSpec(count, seed=seed, **HARDER.get(name, {}))
+                here = _methods(name, spec.count, seed, options)
                 if here:
-                    yield Task(name, spec, here)
+                    yield Task(title, replace(spec, seed=seed), here)
+
+
+def _specs(name: str, *, small: bool) -> Iterator[tuple[str, CloudSpec]]:
+    """Yield the clouds of a section and their titles."""
+    if name == "engines":
+        for overlap in ENGINE_OVERLAPS[:1] if small else ENGINE_OVERLAPS:
+            for count in SMALL_SIZES if small else ENGINE_SIZES:
+                yield f"engines, overlap {overlap}", CloudSpec(count, overlap=overlap)
+        return
+    sizes = SMALL_SIZES if small else SIZES if name == "sizes" else (HARDER_SIZE,)
+    for count in sizes:
+        yield name, CloudSpec(count, **HARDER.get(name, {}))
+
+
+def _methods(name: str, count: int, seed: int, options: Options) -> tuple[str, ...]:
+    """Return who matches a pair of clouds of a section."""
+    is_short = options.small and not options.methods
+    if name == "engines":
+        able = ("tilereg", *(SMALL_ENGINES if is_short else ENGINES))
+    elif name == "sizes":
+        able = ("tilereg",) if is_short else tuple(PEERS)
+    else:
+        # The others start from nearly aligned clouds, without a search.
+        able = ("tilereg",) if is_short else ("tilereg", "biocpd")
+    seeds = options.seeds or (1 if options.small else SEEDS)
+    slow_seeds = options.slow_seeds or SLOW_SEEDS
+    return tuple(
+        method
+        for method in able
+        if (not options.methods or method in options.methods)
+        and count <= _MOST_SPOTS.get(method, count)
+        and seed < (slow_seeds if count >= _MANY.get(method, count + 1) else seeds)
+    )
 
 
 def _row(task: Task, method: str) -> Row:
@@ -178,12 +206,17 @@ def tables(figures: dict[str, Any]) -> str:
         if name == "sizes":
             lines += _lines(group, f"{count:,}", limits.get(count))
     parts.append(table(head, lines))
-    lines = []
-    for (name, count), group in grouped(rows, "name", "count").items():
-        if name != "sizes":
-            lines += _lines(group, f"{name}, {count:,}", None)
-    if lines:
-        parts += ["## Harder\n", table(["clouds", *head[1:]], lines)]
+    for title, is_here in (
+        ("Harder", lambda name: name in HARDER),
+        ("Engines", lambda name: name.startswith("engines")),
+    ):
+        lines = []
+        for (name, count), group in grouped(rows, "name", "count").items():
+            if is_here(name):
+                limit = limits.get(count) if name == ENGINES_AT_LIMIT else None
+                lines += _lines(group, f"{name}, {count:,}", limit)
+        if lines:
+            parts += [f"## {title}\n", table(["clouds", *head[1:]], lines)]
     failed = [row for row in rows if row["status"] != "ok"]
     if failed:
         parts.append("## Runs without a result\n")
@@ -221,6 +254,8 @@ def _lines(group: Sequence[Row], name: str, limit: float | None) -> list[list[st
 def figures(found: dict[str, Any], folder: Path) -> None:
     """Draw CPU time, memory and error against the number of spots."""
     rows = [row for row in found["runs"] if row["name"] == "sizes" and row["status"] == "ok"]
+    if not rows:
+        return
     panels = (
         ("cpu_seconds", "CPU seconds", 1.0),
         ("memory_bytes", "memory beside the clouds (MB)", 1e6),

@@ -120,6 +120,10 @@ def test_clouds_run_small(tmp_path: Path) -> None:
     assert "| 600 |" in text
     assert "bumps of 20 over 80" in text
     assert (tmp_path / "clouds_sizes.png").exists()
+    engines = [row for row in figures["runs"] if row["name"] == "engines, overlap 0.75"]
+    assert [row["method"] for row in engines] == ["tilereg", "tilereg:icp"]
+    assert max(row["rms"] for row in engines) < 0.3
+    assert "| engines, overlap 0.75, 600 |" in text
 
 
 def test_the_test_cloud_is_what_it_says() -> None:

@@ -29,6 +29,10 @@ EVERYTHING = [
     "spots.spacing=[0.4, 0.2, 0.2]",
     "spots.moving_spacing=0.3",
     "match.landmarks=pairs.csv",
+    "match.region=[[0, 0, 0], [3.5, 4, 5]]",
+    "match.moving_region=[[-1, 0], [3.5, 4]]",
+    "match.mask=mask.ome.zarr",
+    "match.moving_mask=image.ome.zarr/labels/tissue",
     "initial.method=file",
     "initial.file=s3://bucket/a b.ome.zarr",
     "initial.max_rotation=180",
@@ -94,7 +98,7 @@ def test_none_is_only_ever_a_default() -> None:
 
 def test_every_setting_is_described() -> None:
     rows = Settings.describe()
-    assert len({row.name for row in rows}) == len(rows) == 47
+    assert len({row.name for row in rows}) == len(rows) == 51
     for row in rows:
         assert row.description.endswith("."), row.name
         assert row.rule, row.name
@@ -118,6 +122,9 @@ def test_every_setting_is_described() -> None:
         ("[input]\nchannel = true", ["input.channel = true"]),
         ("[spots]\ncolumns = 'z=a,q=b'", ["columns 'z=a,q=b'", "'q=b' is not understood"]),
         ("[spots]\ncolumns = 'x=a'", ["they name x alone"]),
+        ("[match]\nregion = [[0, 0], [1, 0]]", ["match.region = [[0, 0], [1, 0]]", "upper corner"]),
+        ("[match]\nregion = [0, 1]", ["match.region = [0, 1]"]),
+        ("[match]\nregion = [[0, 0], [1, 1, 1]]", ["match.region"]),
         ("[spots]\nunit = 'px'", ["spots.unit", "'um' or 'voxel'"]),
         ("[input]\nchannel = 1979-05-27", ["input.channel = datetime"]),
         ("[compute]\nmemory = 'much'", ["compute.memory", "'4GB'"]),

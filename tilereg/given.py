@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tilereg.columns import Columns
 from tilereg.config import Settings
@@ -14,22 +15,30 @@ from tilereg.errors import InputError, RegistrationError
 from tilereg.grid import Grid
 from tilereg.io.files import opened
 from tilereg.io.landmarks import read_landmarks
+from tilereg.io.masks import is_inside
+from tilereg.io.ome_zarr import open_image
 from tilereg.io.tables import read_spots
-from tilereg.points import Landmarks, Spots
-from tilereg.stages import Source
+from tilereg.matching import Match
+from tilereg.points import Correspondences, Landmarks, Spots
+from tilereg.stages import Source, fingerprint, match_clouds
+from tilereg.transform import Affine
 
 __all__ = [
+    "Clouds",
     "check",
+    "clouds_of",
     "columns_of",
     "files",
     "fingerprints",
     "landmarks_of",
+    "match_used",
     "read_back",
     "spots_in",
     "spots_of",
     "table_of",
 ]
 
+_ROLES = ("fixed", "moving")
 _BLOCK = 1 << 20
 _FEWEST_SPOTS = 4
 # Fewer than this share of a table inside of its image are a mistake.
@@ -42,6 +51,7 @@ def files(settings: Settings) -> dict[str, str]:
         "fixed_spots": settings.spots.fixed,
         "moving_spots": settings.spots.moving,
         "landmarks": settings.match.landmarks,
+        **{f"{role}_mask": _mask(settings, role) for role in _ROLES},
     }
     return {name: file for name, file in named.items() if file is not None}
 
@@ -69,7 +79,12 @@ def check(settings: Settings) -> None:
 
 def fingerprints(settings: Settings) -> dict[str, str]:
     """Return short texts that change with what the files hold that the settings name."""
-    return {f"{name}_fingerprint": _content(file) for name, file in files(settings).items()}
+    return {
+        f"{name}_fingerprint": (
+            fingerprint(open_image(file)) if name.endswith("mask") else _content(file)
+        )
+        for name, file in files(settings).items()
+    }
 
 
 def _content(location: str | Path) -> str:
@@ -204,3 +219,111 @@ def spots_of(
     return replace(
         spots, positions=voxels.to_world(spots.positions), sigma=unknown, localisation=unknown
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Clouds:
+    """The spots of both images, and which of them take part in the match.
+
+    Parameters
+    ----------
+    fixed, moving : Spots
+    inside : pair of (N,), (M,) bool ndarrays
+        False for spots outside of a region or mask.
+    """
+
+    fixed: Spots
+    moving: Spots
+    inside: tuple[NDArray[np.bool_], NDArray[np.bool_]]
+
+    @property
+    def used(self) -> tuple[Spots, Spots]:
+        """The spots that take part."""
+        return self.fixed.take(self.inside[0]), self.moving.take(self.inside[1])
+
+    @property
+    def num_used(self) -> tuple[int, int]:
+        """How many spots of either image take part."""
+        return int(self.inside[0].sum()), int(self.inside[1].sum())
+
+    @property
+    def num_outside(self) -> dict[str, int]:
+        """How many spots of either image take no part."""
+        return {
+            role: int((~inside).sum()) for role, inside in zip(_ROLES, self.inside, strict=True)
+        }
+
+    def rows(self, pairs: Correspondences) -> Correspondences:
+        """Return pairs of the spots that take part as rows of all spots."""
+        fixed, moving = (np.flatnonzero(inside) for inside in self.inside)
+        return replace(
+            pairs, fixed_index=fixed[pairs.fixed_index], moving_index=moving[pairs.moving_index]
+        )
+
+    @property
+    def note(self) -> str:
+        """How many spots take no part, in words; nothing where all do."""
+        parts = [
+            f"{count:,} of {len(spots):,} {role} spots"
+            for (role, count), spots in zip(
+                self.num_outside.items(), (self.fixed, self.moving), strict=True
+            )
+            if count
+        ]
+        return f"{' and '.join(parts)} lie outside of the region and take no part" if parts else ""
+
+
+def clouds_of(fixed: Spots, moving: Spots, settings: Settings) -> Clouds:
+    """Choose the spots inside of the regions and masks that the settings name.
+
+    Raises
+    ------
+    ImageError, InputError
+        If a mask cannot be used, a region or mask has other axes than the spots, or no spot is
+        left.
+    """
+    inside = [
+        _inside(spots, settings, role) for spots, role in zip((fixed, moving), _ROLES, strict=True)
+    ]
+    return Clouds(fixed, moving, (inside[0], inside[1]))
+
+
+def match_used(
+    clouds: Clouds, settings: Settings, start: Affine | None, domain: Grid | None
+) -> Match:
+    """Match the spots that take part, with the landmarks; pairs are rows of all spots."""
+    match = match_clouds(*clouds.used, settings, start, domain, landmarks_of(settings))
+    return replace(match, correspondences=clouds.rows(match.correspondences))
+
+
+def _inside(spots: Spots, settings: Settings, role: str) -> NDArray[np.bool_]:
+    """Tell which spots lie inside of region and mask."""
+    chosen = settings.match
+    region = chosen.region if role == "fixed" else chosen.moving_region
+    inside = np.ones(len(spots), dtype=bool)
+    named = []
+    if region is not None:
+        low, high = np.asarray(region)
+        if len(low) != spots.ndim:
+            raise InputError(
+                f"The region of the {role} image has {len(low)} axes, the spots have {spots.ndim}. "
+                "Give corners of as many axes."
+            )
+        inside &= ((spots.positions >= low) & (spots.positions <= high)).all(axis=1)
+        named.append(f"the region from {list(region[0])} to {list(region[1])} um")
+    if (mask := _mask(settings, role)) is not None:
+        inside &= is_inside(open_image(mask), spots.positions, time=settings.input.time)
+        named.append(f"the mask '{mask}'")
+    if len(spots) and not inside.any():
+        low, high = spots.positions.min(axis=0), spots.positions.max(axis=0)
+        raise InputError(
+            f"No {role} spot lies inside of {' and '.join(named)}. The spots reach from "
+            f"{low.round(3).tolist()} to {high.round(3).tolist()} um; regions are in um, masks in "
+            "the world of the image. Choose another."
+        )
+    return inside
+
+
+def _mask(settings: Settings, role: str) -> str | None:
+    """Return the mask of an image, if there is one."""
+    return settings.match.mask if role == "fixed" else settings.match.moving_mask

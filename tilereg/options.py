@@ -193,10 +193,24 @@ class Known:
         ),
     ] = None
 
+    mask: Annotated[
+        str | None,
+        typer.Option(
+            metavar="IMAGE",
+            help="OME-Zarr mask or labels in the world of the fixed image: spots where it is zero "
+            "take no part.",
+        ),
+    ] = None
+    moving_mask: Annotated[
+        str | None,
+        typer.Option(metavar="IMAGE", help="The same in the world of the moving image."),
+    ] = None
+
     def chosen(self) -> dict[str, Any]:
         """Return the settings that these options stand for."""
         start = {"initial.method": "file", "initial.file": self.initial} if self.initial else {}
-        return {"match.landmarks": self.landmarks, **start}
+        masks = {"match.mask": self.mask, "match.moving_mask": self.moving_mask}
+        return {"match.landmarks": self.landmarks, **masks, **start}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -152,9 +152,12 @@ def register(
         folder.prepared(record, overwrite=overwrite, resume=resume),
     ):
         spots = _detect(folder, sources, resolved, place, report, meter)
-        transform, matches, judged = _match(folder, sources, spots, resolved, start, report, meter)
+        clouds = given.clouds_of(*spots, resolved)
+        if clouds.note:
+            report.note(clouds.note)
+        transform, matches, judged = _match(folder, sources, clouds, resolved, start, report, meter)
         registered = _warp(folder, parts, transform, resolved, place, report, meter)
-        qc = _judge(folder, sources, spots, transform, matches, judged, report, meter)
+        qc = _judge(folder, sources, clouds, transform, matches, judged, report, meter)
     return Run(
         output=folder.location.url,
         transform=transform,
@@ -250,7 +253,7 @@ def _detect(
 def _match(
     folder: RunFolder,
     sources: stages.Sources,
-    spots: tuple[Spots, Spots],
+    clouds: given.Clouds,
     settings: Settings,
     start: Affine | None,
     progress: Progress,
@@ -264,17 +267,17 @@ def _match(
         return read_transform(location), read_matches(folder.path(MATCHES)), earlier["judged"]
     with meter.stage("match"), progress.stage("match"):
         grid = sources.fixed.image.grid
-        landmarks = given.landmarks_of(settings)
-        match = stages.match_clouds(*spots, settings, start, grid, landmarks)
+        match = given.match_used(clouds, settings, start, grid)
         require(match)
     with meter.stage("fit"), progress.stage("fit"):
         fit = stages.fit_transform(match, grid, settings)
     spacing = np.asarray(sources.moving.image.grid.spacing)
     judged = plain(
         {
-            "matches": describe_match(match, len(spots[0]), len(spots[1]))
-            | {"fit": fit.description},
-            "residual": describe_residuals(fit.matches, fit.transform, fit.judge, *spots, spacing),
+            "matches": describe_match(match, *clouds.num_used) | {"fit": fit.description},
+            "residual": describe_residuals(
+                fit.matches, fit.transform, fit.judge, clouds.fixed, clouds.moving, spacing
+            ),
         }
     )
     for line in fit.warnings:
@@ -337,7 +340,7 @@ def _warp(
 def _judge(
     folder: RunFolder,
     sources: stages.Sources,
-    spots: tuple[Spots, Spots],
+    clouds: given.Clouds,
     transform: Transform,
     matches: Correspondences,
     judged: dict[str, Any],
@@ -356,19 +359,25 @@ def _judge(
             "moving": str(sources.moving.image.location),
             "assumed": [*sources.fixed.image.notes, *sources.moving.image.notes],
             "spots": {
-                "fixed": len(spots[0]),
-                "moving": len(spots[1]),
-                "fixed_sigma_um": stages.median(spots[0].sigma),
-                "moving_sigma_um": stages.median(spots[1].sigma),
-                "fixed_localisation_um": stages.median(spots[0].localisation),
-                "moving_localisation_um": stages.median(spots[1].localisation),
+                "fixed": len(clouds.fixed),
+                "moving": len(clouds.moving),
+                "fixed_sigma_um": stages.median(clouds.fixed.sigma),
+                "moving_sigma_um": stages.median(clouds.moving.sigma),
+                "fixed_localisation_um": stages.median(clouds.fixed.localisation),
+                "moving_localisation_um": stages.median(clouds.moving.localisation),
+                "left_out": clouds.num_outside,
             },
             **judged,
             "field": describe_field(transform, sources.fixed.image.grid),
             "ncc": correlation(fixed, fixed.grid, moving, moving.grid, transform),
         }
     qc["support"] = describe_support(
-        spots[0], matches, transform, sources.moving.image.grid, judged["matches"]["share_chance"]
+        clouds.fixed,
+        matches,
+        transform,
+        sources.moving.image.grid,
+        judged["matches"]["share_chance"],
+        clouds.inside[0],
     )
     seams = judged["matches"]["details"].get("seams", ())
     found = list_warnings(qc["field"], qc["support"], seams)

@@ -218,13 +218,21 @@ def _halve(points: Floats, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
 
 
 def describe_support(
-    fixed: Spots, pairs: Correspondences, transform: Transform, moving_grid: Grid, chance: float
+    fixed: Spots,
+    pairs: Correspondences,
+    transform: Transform,
+    moving_grid: Grid,
+    chance: float,
+    used: NDArray[np.bool_] | None = None,
 ) -> dict[str, Any]:
     """Return the share of fixed spots with a partner, over all and by region.
 
-    Only spots that the transform brings into the moving image count.
+    Only spots that the transform brings into the moving image count, of those that are `used` in
+    the match.
     """
     inside = moving_grid.contains(transform(fixed.positions))
+    if used is not None:
+        inside &= used
     has_partner = np.zeros(len(fixed), dtype=bool)
     has_partner[pairs.fixed_index] = True
     share = float(has_partner[inside].mean()) if inside.any() else 0.0

@@ -13,7 +13,11 @@ from tilereg.errors import SettingsError
 from tilereg.fields.model import PARAMETERS, FieldModel, misuse
 from tilereg.setting import (
     CHANNEL_RULE,
+    COLUMNS_RULE,
     LENGTHS_RULE,
+    MASK_RULE,
+    REGION_RULE,
+    TABLE_RULE,
     VOXELS_RULE,
     ByteSize,
     Channel,
@@ -24,6 +28,7 @@ from tilereg.setting import (
     NotNegative,
     PerAxis,
     Positive,
+    Region,
     Text,
     VoxelsPerAxis,
     explain,
@@ -69,14 +74,10 @@ class InputSettings(Table):
         "Channel in which both images show the same spots. Default: the first.",
     )
     fixed_channel: Channel | None = setting(
-        None,
-        CHANNEL_RULE,
-        "The same for the fixed image alone; goes before `channel`.",
+        None, CHANNEL_RULE, "The same for the fixed image alone; goes before `channel`."
     )
     moving_channel: Channel | None = setting(
-        None,
-        CHANNEL_RULE,
-        "The same for the moving image alone; goes before `channel`.",
+        None, CHANNEL_RULE, "The same for the moving image alone; goes before `channel`."
     )
     level: Index = setting(
         0, "an integer >= 0", "Pyramid level in which spots are sought; 0 is the finest."
@@ -112,24 +113,18 @@ class SpotsSettings(Table):
     section: ClassVar[str] = "spots"
     fixed: Text | None = setting(
         None,
-        "the location of a .csv or .parquet table",
+        TABLE_RULE,
         "Table of the spots of the fixed image, in which none are sought then.",
     )
-    moving: Text | None = setting(
-        None,
-        "the location of a .csv or .parquet table",
-        "The same of the moving image.",
-    )
+    moving: Text | None = setting(None, TABLE_RULE, "The same of the moving image.")
     columns: ColumnsText | None = setting(
         None,
-        "columns by role, as in z=centroid-0,y=centroid-1,x=centroid-2,class=gene",
+        COLUMNS_RULE,
         "What the columns of the tables are called: those of the positions, the class of a spot "
         "(only like spots are matched), and its weight. Default: z, y, x alone.",
     )
     moving_columns: ColumnsText | None = setting(
-        None,
-        "columns by role, as in z=centroid-0,y=centroid-1,x=centroid-2,class=gene",
-        "The same for the moving table alone; goes before `columns`.",
+        None, COLUMNS_RULE, "The same for the moving table alone; goes before `columns`."
     )
     unit: Literal["um", "voxel"] = setting(
         "um",
@@ -142,9 +137,7 @@ class SpotsSettings(Table):
         "Size in um of the unit of the tables: positions are multiplied by it.",
     )
     moving_spacing: Positive | PerAxis | None = setting(
-        None,
-        LENGTHS_RULE,
-        "The same for the moving table alone; goes before `spacing`.",
+        None, LENGTHS_RULE, "The same for the moving table alone; goes before `spacing`."
     )
 
 
@@ -214,9 +207,23 @@ class MatchSettings(Table):
     )
     landmarks: Text | None = setting(
         None,
-        "the location of a .csv or .parquet table",
+        TABLE_RULE,
         "Table of known pairs in um: columns fixed_z, fixed_y, fixed_x, moving_z, .. and, where "
         "they differ, weight. They give the first transform and pull the field.",
+    )
+    region: Region | None = setting(
+        None,
+        REGION_RULE,
+        "Box of the fixed image, in um, outside of which spots take no part in the match.",
+    )
+    moving_region: Region | None = setting(None, REGION_RULE, "The same of the moving image.")
+    mask: Text | None = setting(
+        None,
+        MASK_RULE,
+        "Mask in the world of the fixed image: spots where it is zero take no part in the match.",
+    )
+    moving_mask: Text | None = setting(
+        None, MASK_RULE, "The same in the world of the moving image."
     )
 
 
@@ -314,9 +321,7 @@ class OutputSettings(Table):
     section: ClassVar[str] = "output"
     version: Literal["0.5", "0.4"] = setting("0.5", "'0.5' or '0.4'", "Version of OME-Zarr.")
     chunks: VoxelsPerAxis | None = setting(
-        None,
-        VOXELS_RULE,
-        "Chunk in voxels. Default: chosen by size.",
+        None, VOXELS_RULE, "Chunk in voxels. Default: chosen by size."
     )
     shards: VoxelsPerAxis | None = setting(
         None,

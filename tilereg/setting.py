@@ -8,13 +8,18 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
 from tilereg.columns import Columns
 from tilereg.toml import dump_value
 
 __all__ = [
     "CHANNEL_RULE",
+    "COLUMNS_RULE",
     "LENGTHS_RULE",
+    "MASK_RULE",
+    "REGION_RULE",
+    "TABLE_RULE",
     "VOXELS_RULE",
     "ByteSize",
     "Channel",
@@ -25,6 +30,7 @@ __all__ = [
     "NotNegative",
     "PerAxis",
     "Positive",
+    "Region",
     "Text",
     "VoxelsPerAxis",
     "explain",
@@ -36,6 +42,21 @@ __all__ = [
 def _as_tuple(value: Any) -> Any:
     """Make TOML's arrays the tuples of the models; leave anything else alone."""
     return tuple(value) if isinstance(value, list) else value
+
+
+def _as_corners(value: Any) -> Any:
+    """Make TOML's nested arrays the tuples of the models; leave anything else alone."""
+    return tuple(_as_tuple(corner) for corner in value) if isinstance(value, list) else value
+
+
+def _checked_region(value: tuple[tuple[float, ...], ...]) -> tuple[tuple[float, ...], ...]:
+    """Return the corners of a box, if they are."""
+    low, high = value
+    if len(low) not in (2, 3) or len(low) != len(high):
+        raise PydanticCustomError("region", "Two corners of as many axes are needed.")
+    if any(a >= b for a, b in zip(low, high, strict=True)):
+        raise PydanticCustomError("region", "The lower corner comes first.")
+    return value
 
 
 def _as_columns(value: str) -> str:
@@ -50,6 +71,11 @@ Count = Annotated[int, Field(ge=1)]
 TwoOrThree = Field(min_length=2, max_length=3)
 PerAxis = Annotated[tuple[Positive, ...], BeforeValidator(_as_tuple), TwoOrThree]
 VoxelsPerAxis = Annotated[tuple[Count, ...], BeforeValidator(_as_tuple), TwoOrThree]
+Region = Annotated[
+    tuple[tuple[float, ...], tuple[float, ...]],
+    BeforeValidator(_as_corners),
+    AfterValidator(_checked_region),
+]
 Index = Annotated[int, Field(ge=0)]
 Text = Annotated[str, Field(min_length=1)]
 Channel = Index | Text
@@ -58,7 +84,11 @@ ColumnsText = Annotated[str, AfterValidator(_as_columns)]
 ByteSize = Annotated[str, Field(pattern=r"^\d+(\.\d+)?\s?([kMGT]i?)?B$")]
 
 CHANNEL_RULE = "a channel's number (from 0) or its name"
+COLUMNS_RULE = "columns by role, as in z=centroid-0,y=centroid-1,x=centroid-2,class=gene"
+MASK_RULE = "the location of an OME-Zarr image or label image"
+TABLE_RULE = "the location of a .csv or .parquet table"
 LENGTHS_RULE = "a number > 0 (um), or one an axis in the order z, y, x"
+REGION_RULE = "the lower and the upper corner of a box in um, as in [[0, 0, 0], [30, 500, 500]]"
 VOXELS_RULE = "two or three integers >= 1, in the order z, y, x"
 
 

@@ -117,9 +117,11 @@ def match(
     fixed = given.spots_of(fixed_table, resolved, "fixed")
     moving = given.spots_of(moving_table, resolved, "moving")
     start = stages.first_affine(initial, resolved, fixed.ndim)
-    landmarks = given.landmarks_of(resolved)
+    clouds = given.clouds_of(fixed, moving, resolved)
+    if clouds.note:
+        report.note(clouds.note)
     with report.stage("match"):
-        found = stages.match_clouds(fixed, moving, resolved, start, None, landmarks)
+        found = given.match_used(clouds, resolved, start, None)
     require(found)
     grid = _grid_around(fixed, found)
     with report.stage("fit"):
@@ -144,7 +146,7 @@ def match(
     if found.landmarks is not None:
         write_landmarks(folder.child(LANDMARKS).url, found.landmarks, overwrite=overwrite)
     with outputs("write", f"'{folder.child(QC)}'"):
-        folder.write_json(QC, _figures(found, fit.description, fixed, moving))
+        folder.write_json(QC, _figures(found, fit.description, clouds))
     return found
 
 
@@ -156,19 +158,19 @@ def _grid_around(spots: Spots, found: Match) -> Grid:
     return Grid(shape=shape, spacing=(step,) * spots.ndim, origin=tuple(low.tolist()))
 
 
-def _figures(
-    found: Match, description: dict[str, Any], fixed: Spots, moving: Spots
-) -> dict[str, Any]:
+def _figures(found: Match, description: dict[str, Any], clouds: given.Clouds) -> dict[str, Any]:
     """Return the content of ``qc.json`` for a match of tables; a voxel is a micrometre."""
+    fixed, moving = clouds.fixed, clouds.moving
     ones = np.ones(fixed.ndim)
     residual = describe_residuals(
         found.correspondences, found.transform, found.judge, fixed, moving, ones
     )
     for row in ("held_out", "fitted"):
         residual[row] = {k: v for k, v in residual[row].items() if not k.endswith("_voxel")}
-    matches = describe_match(found, len(fixed), len(moving)) | {"fit": description}
+    matches = describe_match(found, *clouds.num_used) | {"fit": description}
     figures: dict[str, Any] = {
         "status": found.status,
+        "spots": {"fixed": len(fixed), "moving": len(moving), "left_out": clouds.num_outside},
         "matches": matches,
         "residual": residual,
         "warnings": list(found.warnings),

@@ -25,6 +25,7 @@ from tilereg.field import mean_spacing
 from tilereg.matching import METHODS, Match
 from tilereg.matching.coarse import Coarse
 from tilereg.matching.engines import check_given, engine
+from tilereg.matching.from_pairs import deviation
 from tilereg.matching.pairing import mutual_neighbours
 from tilereg.matching.problem import Problem
 from tilereg.matching.ransac import consensus
@@ -318,6 +319,18 @@ def test_the_assignment_of_nothing() -> None:
         assert len(rows) == 0
     for rows in assign(points, points, 1.0):
         np.testing.assert_array_equal(rows, np.arange(20))
+
+
+@pytest.mark.parametrize("guess", [0.02, 0.3])
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_the_deviation_is_that_of_the_right_pairs(ndim: int, guess: float) -> None:
+    rng = np.random.default_rng(1)
+    right = rng.normal(0, 0.05, (400, ndim))
+    wrong = rng.uniform(-1, 1, (2000, ndim))
+    wrong = wrong[np.linalg.norm(wrong, axis=1) < 1][:300]
+    assert deviation(np.concatenate([right, wrong]), guess) == pytest.approx(0.05, rel=0.12)
+    assert deviation(right, guess) == pytest.approx(0.05, rel=0.06)
+    assert 0 < deviation(np.zeros((10, ndim)), guess) < 1e-5
 
 
 def test_pairs_settle_where_mutual_neighbours_are() -> None:

@@ -69,7 +69,14 @@ def make_pair(
     )
 
 
-def make_problem(fixed: Floats, moving: Floats, held: NDArray[np.bool_]) -> Problem:
+def make_problem(
+    fixed: Floats,
+    moving: Floats,
+    held: NDArray[np.bool_],
+    *,
+    fixed_weight: Floats | None = None,
+    moving_weight: Floats | None = None,
+) -> Problem:
     """Return what an engine is given for clouds in units of the mean spacing."""
     return Problem(
         fixed=fixed,
@@ -81,4 +88,6 @@ def make_problem(fixed: Floats, moving: Floats, held: NDArray[np.bool_]) -> Prob
         beta=None,
         field="auto",
         max_iterations=100,
+        fixed_weight=fixed_weight,
+        moving_weight=moving_weight,
     )

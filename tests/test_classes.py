@@ -288,10 +288,10 @@ def test_only_like_pairs_exchange_their_partners() -> None:
     fit = fit_kriging(fixed, moving[order])
     kinds = np.zeros(300, dtype=np.int64)
     np.testing.assert_array_equal(
-        order[exchanged(fixed, moving[order], fit, kinds)], np.arange(300)
+        order[exchanged(fixed, moving[order], fit, classes=kinds)], np.arange(300)
     )
     kinds[one] = 1
-    assert exchanged(fixed, moving[order], fit, kinds)[one] == one
+    assert exchanged(fixed, moving[order], fit, classes=kinds)[one] == one
 
 
 def test_the_order_is_that_of_the_places() -> None:

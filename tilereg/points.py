@@ -166,7 +166,8 @@ class Correspondences:
     fixed_index, moving_index : (K,) int64 ndarray
         Rows in the two clouds that were matched.
     weight : (K,) float64 ndarray
-        Posterior probability of the pair, 0 to 1.
+        Posterior probability of the pair, 0 to 1, times the confidence in its spots; 0 for a pair
+        that entered nothing.
     residual : (K,) float64 ndarray, micrometre
         Distance of the transformed fixed from the moving point; of held-out pairs by the map
         that was fitted without them.

@@ -43,7 +43,7 @@ def describe_match(match: Match, num_fixed: int, num_moving: int) -> dict[str, A
     return {
         "status": match.status,
         "message": match.message,
-        "pairs": len(match.correspondences),
+        "pairs": int((match.correspondences.weight > 0).sum()),
         "share_matched": match.share_matched,
         "share_chance": match.share_chance,
         "share_of_moving_without_partner": match.w,
@@ -81,6 +81,7 @@ def describe_residuals(
     Parameters
     ----------
     pairs : Correspondences
+        Those of weight 0 have entered nothing, and count for nothing.
     transform : Transform
         Judged by the fitted pairs.
     judge : Transform
@@ -90,22 +91,24 @@ def describe_residuals(
     spacing : (D,) ndarray, micrometre
         Voxel of the moving image, for residuals in voxels.
     """
-    fitted = ~pairs.held_out
+    is_used = pairs.weight > 0
+    held_out, fitted = pairs.held_out & is_used, ~pairs.held_out & is_used
     gap = np.empty((len(pairs), len(spacing)))
-    for rows, map_ in ((fitted, transform), (pairs.held_out, judge)):
+    for rows, map_ in ((fitted, transform), (held_out, judge)):
         if rows.any():
             gap[rows] = map_(pairs.fixed[rows]) - pairs.moving[rows]
-    both = np.hypot(fixed.localisation[pairs.fixed_index], moving.localisation[pairs.moving_index])
+    ours, theirs = pairs.fixed_index[is_used], pairs.moving_index[is_used]
+    both = np.hypot(fixed.localisation[ours], moving.localisation[theirs])
     known = both[np.isfinite(both)]
     # The median of the norm of D independent normal numbers of one deviation.
     to_median = math.sqrt(float(chi2.ppf(0.5, len(spacing))))
     floor = float(np.median(known)) * to_median if len(known) else math.nan
-    held_out = _residual_row(gap[pairs.held_out], spacing)
+    told = _residual_row(gap[held_out], spacing)
     excess = math.nan
-    if held_out["median_um"] is not None and math.isfinite(floor):
-        excess = math.sqrt(max(held_out["median_um"] ** 2 - floor**2, 0.0))
+    if told["median_um"] is not None and math.isfinite(floor):
+        excess = math.sqrt(max(told["median_um"] ** 2 - floor**2, 0.0))
     return {
-        "held_out": held_out,
+        "held_out": told,
         "fitted": _residual_row(gap[fitted], spacing),
         "floor_um": _finite(floor),
         "excess_um": _finite(excess),

@@ -22,6 +22,7 @@ __all__ = [
     "check_choice",
     "check_landmarks",
     "check_numbers",
+    "check_weight",
     "check_width",
 ]
 
@@ -56,6 +57,25 @@ def check_landmarks(landmarks: Landmarks | Sequence[ArrayLike] | None) -> Landma
             )
         landmarks = Landmarks.of(*landmarks)
     return landmarks if len(landmarks) else None
+
+
+def check_weight(weight: ArrayLike | None, count: int, role: str) -> Floats | None:
+    """Return the weights of a cloud as an array; None where all are 1."""
+    if weight is None:
+        return None
+    trust = np.asarray(weight, dtype=np.float64)
+    if trust.shape != (count,):
+        raise InputError(
+            f"Invalid shape {trust.shape} of the {role} weights. One a spot is needed: ({count},)."
+        )
+    bad = ~((trust >= 0) & (trust <= 1))
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        raise InputError(
+            f"Invalid weight {trust[row]} of {role} spot {row}, counted from 0. A weight is a "
+            "number from 0 (takes no part) to 1."
+        )
+    return None if (trust == 1).all() else trust
 
 
 def check_axes(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,11 +33,14 @@ class Arrangement:
         Class of each of these spots, counted from 0; None where there are no classes.
     alone : dict
         Number of spots of each class that only one cloud has, by 'fixed' and 'moving'.
+    weights : pair of ndarrays, optional
+        Weight of each of these spots; None where all are 1.
     """
 
     rows: tuple[Rows, Rows]
     numbers: tuple[Rows, Rows] | None
     alone: dict[str, dict[str, int]]
+    weights: tuple[Floats | None, Floats | None] = (None, None)
 
     @property
     def message(self) -> str:
@@ -110,18 +113,46 @@ def _labels(classes: ArrayLike, count: int, role: str) -> Labels:
     return labels
 
 
-def arrange(x: Floats, y: Floats, classes: tuple[Labels, Labels] | None) -> Arrangement:
+def arrange(
+    x: Floats,
+    y: Floats,
+    classes: tuple[Labels, Labels] | None,
+    weights: tuple[Floats | None, Floats | None] = (None, None),
+) -> Arrangement:
     """Put two clouds in canonical order, and number the classes that both have.
 
     The numbers follow from where the spots of a class are, not from its name: other names change
-    nothing.
+    nothing. Spots of weight 0 take no part.
 
     Parameters
     ----------
     x, y : (N, D), (M, D) ndarrays
     classes : pair of (N,), (M,) ndarrays, optional
         As `check_classes` returns them.
+    weights : pair of (N,), (M,) ndarrays, optional
     """
+    if weights[0] is None and weights[1] is None:
+        return _arranged(x, y, classes)
+    # Of spots at one place the light ones come first, whatever their rows.
+    kept = [
+        np.arange(len(cloud)) if weight is None else _by_weight(weight)
+        for cloud, weight in zip((x, y), weights, strict=True)
+    ]
+    some = None if classes is None else (classes[0][kept[0]], classes[1][kept[1]])
+    found = _arranged(x[kept[0]], y[kept[1]], some)
+    rows = kept[0][found.rows[0]], kept[1][found.rows[1]]
+    trust = [None if w is None else w[r] for w, r in zip(weights, rows, strict=True)]
+    return replace(found, rows=rows, weights=(trust[0], trust[1]))
+
+
+def _by_weight(weight: Floats) -> Rows:
+    """Return the rows of spots that take part, by their weight."""
+    order = np.argsort(weight, kind="stable")
+    return order[weight[order] > 0]
+
+
+def _arranged(x: Floats, y: Floats, classes: tuple[Labels, Labels] | None) -> Arrangement:
+    """Put two clouds in canonical order, and number the classes that both have."""
     if classes is None:
         return Arrangement((canonical_order(x), canonical_order(y)), None, {})
     names, codes = np.unique(np.concatenate(classes), return_inverse=True)

@@ -208,6 +208,7 @@ class _Cpd:
             prior,
             density=problem.density,
             known=problem.known(self.affine),
+            trust=problem.trust(rows),
             start=solution,
             sigma=sigma,
             w=w if step == 1 else 1 - (1 - w) / step,
@@ -236,13 +237,18 @@ class _Cpd:
         if near.sum() < FEWEST_PAIRS - 1:
             return self.affine
         partner = problem.shelves.lowered(found.partner, first.rows)
-        map_ = fit_simple(model, source[near], partner[near], found.posterior[near])
+        weights = found.posterior
+        if problem.fixed_weight is not None:
+            weights = weights * problem.fixed_weight[first.rows]
+        map_ = fit_simple(model, source[near], partner[near], weights[near])
         tree = cKDTree(problem.targets)
         count = len(source)
         for _ in range(_ROUNDS):
             distance, rows = tree.query(problem.moved(map_, first.rows))
             scale = max(float(np.median(distance[near])), 1e-6)
-            x, y, trust = problem.with_landmarks(source, problem.moving[rows], np.ones(count))
+            sure = problem.confidence(first.rows, rows)
+            sure = np.ones(count) if sure is None else sure
+            x, y, trust = problem.with_landmarks(source, problem.moving[rows], sure)
             missed = np.linalg.norm(map_(x[count:]) - y[count:], axis=1)
             distance = np.concatenate([distance, missed])
             weights = trust * np.where(

@@ -127,6 +127,7 @@ def drift(
     *,
     density: Floats | None = None,
     known: Known | None = None,
+    trust: tuple[Floats | None, Floats | None] = (None, None),
     start: Solution | None = None,
     sigma: float = 0.33,
     least_sigma: float = 0.01,
@@ -149,6 +150,9 @@ def drift(
         `local_density` of the target, where it is known already.
     known : Known, optional
         Pairs that pull the field like sources that are sure of their partners.
+    trust : pair of (M,), (N,) ndarrays, optional
+        Confidence in each source, which multiplies its posterior in the fit, and in each target,
+        which multiplies what it gives to the sources around it. Default: 1.
     start : Solution, optional
         Field to start from. Default none.
     sigma, least_sigma : float
@@ -167,6 +171,7 @@ def drift(
     solution = start
     steps: list[DriftStep] = []
     last_steps = 0
+    total = len(target) if trust[1] is None else float(trust[1].sum())
     p1, partner, sigma_ml = np.zeros(len(source)), moved, sigma
     for _ in range(max_iterations):
         radius = _TRUNCATION * sigma
@@ -174,10 +179,14 @@ def drift(
         outlier = w / (1 - w) * len(source) / len(target) * density
         outlier *= (2 * math.pi * sigma**2) ** (ndim / 2)
         factor = 1.0 / (sums + outlier)
+        if trust[1] is not None:
+            factor *= trust[1]
         p1, offset, square = target_cells.posterior_sums(moved, sigma, radius, factor)
         mean = offset / np.maximum(p1, 1e-300)[:, None]
         partner = moved + np.where(p1[:, None] > _LEAST_POSTERIOR, mean, 0.0)
         weights = np.where(p1 > _LEAST_POSTERIOR, p1, 0.0) / sigma**2
+        if trust[0] is not None:
+            weights *= trust[0]
         if not weights.any():
             break
         rows = source, weights, partner - base
@@ -189,9 +198,8 @@ def drift(
         following = base + lattice.field(solution.coefficients)(source)
         # sum p |y - T'|^2 = sum p |y - T|^2 + P1 (|m - T'|^2 - |m - T|^2), m the mean partner.
         rest = square + p1 * (((partner - following) ** 2).sum(1) - (mean**2).sum(1))
-        count = float(p1.sum())
-        sigma_ml = math.sqrt(max(float(rest.sum()), 0.0) / (ndim * count) + 1e-18)
-        w = float(np.clip(1 - count / len(target), _LEAST_OUTLIERS, _MOST_OUTLIERS))
+        sigma_ml = _deviation(rest, p1, trust[0], ndim)
+        w = float(np.clip(1 - float(p1.sum()) / total, _LEAST_OUTLIERS, _MOST_OUTLIERS))
         step = math.sqrt(float(((following - moved) ** 2).sum(1).mean()))
         steps.append(DriftStep(sigma, sigma_ml, w, step))
         moved = following
@@ -205,3 +213,10 @@ def drift(
     if solution is None:
         solution = Solution(np.zeros((*lattice.nodes, ndim)), (), 0)
     return Drift(solution, max(sigma_ml, least_sigma), w, p1, partner, tuple(steps))
+
+
+def _deviation(squares: Floats, p1: Floats, trust: Floats | None, ndim: int) -> float:
+    """Return sigma of maximum likelihood from sums of p |y - T(x)|^2 and of p at each source."""
+    if trust is not None:
+        squares, p1 = trust * squares, trust * p1
+    return math.sqrt(max(float(squares.sum()), 0.0) / (ndim * float(p1.sum())) + 1e-18)

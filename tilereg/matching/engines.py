@@ -28,7 +28,7 @@ METHODS = tuple(_PLACES)
 
 # What else an engine can use. What is not named here is refused, never ignored in silence.
 _USED = {method: {"spot classes"} for method in ("cpd", "cpd-dense", "ransac", "icp", "transport")}
-_USED["cpd"].add("landmarks")
+_USED["cpd"] |= {"landmarks", "spot weights"}
 
 
 def engine(method: str) -> Engine:

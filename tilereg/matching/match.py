@@ -16,12 +16,14 @@ from tilereg.matching.checking import (
     check_choice,
     check_landmarks,
     check_numbers,
+    check_weight,
     check_width,
 )
 from tilereg.matching.classes import Arrangement, arrange, check_classes
 from tilereg.matching.clouds import Unit, num_distinct
 from tilereg.matching.coarse import Coarse, find_pose
 from tilereg.matching.engines import METHODS, Engine, check_given, engine
+from tilereg.matching.idle import with_idle
 from tilereg.matching.kriged import refit
 from tilereg.matching.landmarks import (
     agrees,
@@ -73,6 +75,8 @@ def match_spots(
     fixed_class: ArrayLike | None = None,
     moving_class: ArrayLike | None = None,
     landmarks: Landmarks | Sequence[ArrayLike] | None = None,
+    fixed_weight: ArrayLike | None = None,
+    moving_weight: ArrayLike | None = None,
 ) -> Match:
     """Match two clouds that are related by a pose and a smooth deformation.
 
@@ -124,10 +128,15 @@ def match_spots(
     landmarks : Landmarks, or (L, D), (L, D) and optionally (L,) array_like, micrometre, optional
         Known pairs: fixed points, moving points, and weights relative to a matched pair of spots
         (default 1: as good as one; 0 takes no part; above 1 counts in the last fit of a kriging
-        or thin-plate field). They give the pose where there are enough of
-        them and none is given, pull the drift and enter the fits. They count for no evidence:
-        spots alone can make a match 'ok'. The result tells how each is obeyed, and warns of those
-        that the spots around contradict.
+        or thin-plate field). They give the pose where there are enough of them and none is given,
+        pull the drift and enter the fits. They count for no evidence: spots alone can make a
+        match 'ok'. The result tells how each is obeyed, and warns of those that the spots around
+        contradict.
+    fixed_weight, moving_weight : (N,), (M,) array_like, optional
+        Confidence in each spot, 0 to 1: it multiplies the posterior in the drift's fit, and the
+        weight of the spot's pair in every other. A spot of weight 0 takes part in nothing; where
+        it would have a partner all the same, the pair is told with its residual and weight 0.
+        Default: those of the `Spots`; else all are believed.
 
     Returns
     -------
@@ -138,7 +147,7 @@ def match_spots(
     InputError
         If a cloud is not (N, 2) or (N, 3), the dimensions differ, a number is not finite, the
         method or the field is unknown, the classes cannot be compared, the landmarks are no pairs,
-        or the method cannot use what is given.
+        a weight is not from 0 to 1, or the method cannot use what is given.
 
     Notes
     -----
@@ -167,10 +176,23 @@ def match_spots(
     check_axes(x, y, initial, known)
     check_numbers(max_rotation, w, beta, max_iterations)
     classes = check_classes(
-        _of_spots(fixed, fixed_class), _of_spots(moving, moving_class), len(x), len(y)
+        _of_spots(fixed, "spot_class", fixed_class),
+        _of_spots(moving, "spot_class", moving_class),
+        len(x),
+        len(y),
     )
-    check_given(method, {"spot classes": classes is not None, "landmarks": known is not None})
-    arranged = arrange(x, y, classes)
+    weights = (
+        check_weight(_of_spots(fixed, "weight", fixed_weight), len(x), "fixed"),
+        check_weight(_of_spots(moving, "weight", moving_weight), len(y), "moving"),
+    )
+    given = {
+        "spot classes": classes is not None,
+        "landmarks": known is not None,
+        "spot weights": any(weight is not None for weight in weights),
+    }
+    check_given(method, given)
+    every = x, y
+    arranged = arrange(x, y, classes, weights)
     rows = arranged.rows
     x, y = x[rows[0]], y[rows[1]]
     counts = num_distinct(x), num_distinct(y)
@@ -191,6 +213,8 @@ def match_spots(
         field=field,
         max_iterations=max_iterations,
         shelves=Shelves.of(arranged.numbers, *inner),
+        fixed_weight=arranged.weights[0],
+        moving_weight=arranged.weights[1],
     )
     if known is not None:
         problem = with_landmarks(problem, known, unit)
@@ -210,6 +234,7 @@ def match_spots(
         problem, found, tear = _mended(run, problem, found, pose, tear)
     match = _assembled(problem, found, pose, unit, x, y, tear)
     match = replace(match, correspondences=in_rows(match.correspondences, *rows))
+    match = replace(match, correspondences=with_idle(match, *every, weights, classes))
     return _told(match, arranged, known)
 
 
@@ -227,9 +252,12 @@ def _mended(
     return best
 
 
-def _of_spots(points: ArrayLike | Spots, given: ArrayLike | None) -> ArrayLike | None:
-    """Return the classes that are given, else those that spots have."""
-    return points.spot_class if given is None and isinstance(points, Spots) else given
+def _of_spots(points: ArrayLike | Spots, name: str, given: ArrayLike | None) -> ArrayLike | None:
+    """Return the classes or weights that are given, else those that spots have."""
+    if given is not None or not isinstance(points, Spots):
+        return given
+    found: ArrayLike | None = getattr(points, name)
+    return found
 
 
 def _box(x: Floats, known: Landmarks | None) -> tuple[Floats, Floats]:

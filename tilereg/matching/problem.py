@@ -53,6 +53,8 @@ class Problem:
         Which spots may be partners: where clouds lie while partners are sought.
     landmarks : Landmarks, optional
         Known pairs, which enter every fit.
+    fixed_weight, moving_weight : (N,), (M,) ndarrays, optional
+        Confidence in each spot, above 0 and up to 1. None: all are believed.
     """
 
     fixed: Floats
@@ -66,6 +68,8 @@ class Problem:
     max_iterations: int
     shelves: Shelves = ALIKE
     landmarks: Landmarks | None = None
+    fixed_weight: Floats | None = None
+    moving_weight: Floats | None = None
 
     @cached_property
     def fitted_rows(self) -> Rows:
@@ -112,13 +116,22 @@ class Problem:
         of spots: a heavy one that is wrong would lead all spots around it to wrong partners, and
         nothing would contradict it.
         """
-        x, y = self.fixed[ours], self.moving[theirs]
+        x, y, trust = self.fixed[ours], self.moving[theirs], self.confidence(ours, theirs)
         if self.landmarks is None:
-            return x, y, None
-        x, y, weight = self.with_landmarks(x, y, np.ones(len(x)))
+            return x, y, trust
+        x, y, weight = self.with_landmarks(x, y, np.ones(len(x)) if trust is None else trust)
         if is_last:
             weight[len(ours) :] = self.landmarks.weight
         return x, y, weight
+
+    def confidence(self, ours: Rows, theirs: Rows) -> Floats | None:
+        """Return the product of the weights of (K,) pairs of spots; None where all are 1."""
+        parts = [
+            weight[rows]
+            for weight, rows in ((self.fixed_weight, ours), (self.moving_weight, theirs))
+            if weight is not None
+        ]
+        return np.asarray(np.prod(parts, axis=0)) if parts else None
 
     def with_landmarks(self, x: Floats, y: Floats, weight: Floats) -> tuple[Floats, Floats, Floats]:
         """Return (K, D) points, partners and (K,) weights with landmarks behind, weighing <= 1."""
@@ -130,6 +143,11 @@ class Problem:
             np.concatenate([y, known.moving]),
             np.concatenate([weight, np.minimum(known.weight, 1.0)]),
         )
+
+    def trust(self, rows: Rows) -> tuple[Floats | None, Floats | None]:
+        """Return the weights of some fixed spots and of the moving ones."""
+        ours = None if self.fixed_weight is None else self.fixed_weight[rows]
+        return ours, self.moving_weight
 
     def known(self, base: Callable[[Floats], Floats]) -> Known | None:
         """Return what landmarks, weighing <= 1, say of the field on top of a map."""

@@ -153,7 +153,13 @@ def fit_all(
             ours, theirs = found.fixed_rows, found.moving_rows
     fit = _last(problem, ours, theirs)
     for _ in range(_MOST_ROUNDS):
-        better = exchanged(fixed[ours], moving[theirs], fit, problem.shelves.classes(ours))
+        better = exchanged(
+            fixed[ours],
+            moving[theirs],
+            fit,
+            classes=problem.shelves.classes(ours),
+            weight=problem.confidence(ours, theirs),
+        )
         if (better == np.arange(len(theirs))).all():
             break
         theirs = theirs[better]
@@ -168,7 +174,14 @@ def fit_plate(problem: Problem, ours: Rows, theirs: Rows) -> Refit:
     return Refit(plate, math.inf, ours, theirs)
 
 
-def exchanged(fixed: Floats, moving: Floats, fit: Kriging, classes: Rows | None = None) -> Rows:
+def exchanged(
+    fixed: Floats,
+    moving: Floats,
+    fit: Kriging,
+    *,
+    classes: Rows | None = None,
+    weight: Floats | None = None,
+) -> Rows:
     """Return the order (K,) of the moving points in which no two neighbours should exchange.
 
     Parameters
@@ -179,6 +192,8 @@ def exchanged(fixed: Floats, moving: Floats, fit: Kriging, classes: Rows | None 
         Fitted to them.
     classes : (K,) int ndarray, optional
         Only pairs of one class may exchange.
+    weight : (K,) ndarray, optional
+        Of each pair, as `fit_kriging` takes them.
 
     Notes
     -----
@@ -195,7 +210,7 @@ def exchanged(fixed: Floats, moving: Floats, fit: Kriging, classes: Rows | None 
     # Of several at one place each may be its own neighbour.
     may = (kinds[near] == kinds[:, None]) & (near != order[:, None])
     with one_thread():
-        others = LeaveOut.of(points, bent(points, targets), fit.prior)
+        others = LeaveOut.of(points, bent(points, targets), fit.prior, weight)
         for _ in range(_MOST_EXCHANGES):
             share, one, two = _best_exchange(others, targets, near, may)
             if share >= _MUCH_LESS:

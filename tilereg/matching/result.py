@@ -117,12 +117,16 @@ def correspondences(
     outlier /= max(len(ours), 1)
     volume = float(np.prod(np.maximum(np.ptp(moving, axis=0), 1.0)))
     likely = np.exp(-0.5 * square / sigma**2)
+    weight = likely / (likely + outlier / volume)
+    if (trust := problem.confidence(ours, theirs)) is not None:
+        weight *= trust
     return Correspondences(
         fixed=fixed[ours],
         moving=moving[theirs],
         fixed_index=ours,
         moving_index=theirs,
-        weight=likely / (likely + outlier / volume),
+        # Zero says that a pair entered nothing.
+        weight=np.maximum(weight, np.finfo(np.float64).tiny),
         residual=np.sqrt(square),
         held_out=problem.held[ours],
         tile=np.zeros(len(ours), dtype=np.int64),

@@ -162,7 +162,7 @@ def test_landmarks_lead_where_votes_do_not_reach() -> None:
 def test_landmarks_alone_are_no_registration() -> None:
     """As many as there are spots, and all true: unrelated spots stay unrelated."""
     rng = np.random.default_rng(0)
-    for count in (30, 700):
+    for count in (20, 700):
         fixed, moving = scattered(count, 3), scattered(count, 3, seed=1)
         points = rng.uniform(fixed.min(axis=0), fixed.max(axis=0), (count // 2, 3))
         match = match_spots(fixed, moving, landmarks=(points, points))

@@ -14,31 +14,21 @@ from tilereg.matching.checking import (
     FIELDS,
     check_axes,
     check_choice,
-    check_landmarks,
     check_numbers,
-    check_weight,
     check_width,
 )
-from tilereg.matching.classes import Arrangement, arrange, check_classes
 from tilereg.matching.clouds import Unit, num_distinct
 from tilereg.matching.coarse import Coarse, find_pose
 from tilereg.matching.engines import METHODS, Engine, check_given, engine
-from tilereg.matching.idle import with_idle
+from tilereg.matching.inputs import Inputs
 from tilereg.matching.kriged import refit
-from tilereg.matching.landmarks import (
-    agrees,
-    judge_landmarks,
-    landmark_pose,
-    warnings_of,
-    with_landmarks,
-)
+from tilereg.matching.landmarks import agrees, landmark_pose, with_landmarks
 from tilereg.matching.pairing import GATE
 from tilereg.matching.problem import FEWEST_PAIRS, Found, Problem
-from tilereg.matching.result import Match, correspondences, in_rows, nothing
+from tilereg.matching.result import Match, correspondences, nothing
 from tilereg.matching.seams import Tear, find_tear
-from tilereg.matching.shelves import Shelves
 from tilereg.matching.verdict import judge
-from tilereg.points import Landmarks, Spots, check_points
+from tilereg.points import Landmarks, Spots
 from tilereg.transform import Affine
 
 __all__ = ["FIELDS", "METHODS", "match_spots"]
@@ -171,53 +161,40 @@ def match_spots(
     ('ok', np.True_)
     """
     check_choice(method, field, beta)
-    x, y = _cloud(fixed, "fixed points"), _cloud(moving, "moving points")
-    known = check_landmarks(landmarks)
-    check_axes(x, y, initial, known)
     check_numbers(max_rotation, w, beta, max_iterations)
-    classes = check_classes(
-        _of_spots(fixed, "spot_class", fixed_class),
-        _of_spots(moving, "spot_class", moving_class),
-        len(x),
-        len(y),
+    inputs = Inputs.of(
+        fixed,
+        moving,
+        classes=(fixed_class, moving_class),
+        weights=(fixed_weight, moving_weight),
+        landmarks=landmarks,
     )
-    weights = (
-        check_weight(_of_spots(fixed, "weight", fixed_weight), len(x), "fixed"),
-        check_weight(_of_spots(moving, "weight", moving_weight), len(y), "moving"),
-    )
-    given = {
-        "spot classes": classes is not None,
-        "landmarks": known is not None,
-        "spot weights": any(weight is not None for weight in weights),
-    }
-    check_given(method, given)
-    every = x, y
-    arranged = arrange(x, y, classes, weights)
-    rows = arranged.rows
-    x, y = x[rows[0]], y[rows[1]]
+    check_axes(inputs.fixed, inputs.moving, initial, inputs.landmarks)
+    check_given(method, inputs.beside)
+    x, y = inputs.ordered
+    held = _hold_out(len(x), held_out, seed)
     counts = num_distinct(x), num_distinct(y)
     if min(counts) < FEWEST_PAIRS:
         message = f"{counts[0]} fixed and {counts[1]} moving spots are too few to match."
-        return _told(nothing(x, message), arranged, known)
+        return inputs.told(nothing(x, message))
     unit = Unit.of(x, y)
-    inner = unit.fixed(x), unit.moving(y)
-    low, high = _box(x, known) if domain is None else domain
+    low, high = inputs.box if domain is None else domain
     problem = Problem(
-        fixed=inner[0],
-        moving=inner[1],
+        fixed=unit.fixed(x),
+        moving=unit.moving(y),
         low=unit.fixed(np.atleast_2d(np.asarray(low, dtype=np.float64)))[0],
         high=unit.fixed(np.atleast_2d(np.asarray(high, dtype=np.float64)))[0],
-        held=_hold_out(len(x), held_out, seed),
+        held=held,
         w=_MANY_OUTLIERS if w is None else w,
         beta=None if beta is None else beta / unit.scale,
         field=field,
         max_iterations=max_iterations,
-        shelves=Shelves.of(arranged.numbers, *inner),
-        fixed_weight=arranged.weights[0],
-        moving_weight=arranged.weights[1],
+        fixed_weight=inputs.arranged.weights[0],
+        moving_weight=inputs.arranged.weights[1],
     )
-    if known is not None:
-        problem = with_landmarks(problem, known, unit)
+    problem = problem.on_shelves(inputs.arranged.numbers)
+    if inputs.landmarks is not None:
+        problem = with_landmarks(problem, inputs.landmarks, unit)
     check_width(problem, beta)
     pose = _pose(problem, None if initial is None else unit.affine_in(initial), max_rotation)
     if not pose.is_found:
@@ -226,16 +203,13 @@ def match_spots(
             f"(log10 of its probability {pose.evidence:.1f})."
         )
         none = nothing(x, message, status="no registration", spacing=unit.scale)
-        return _told(none, arranged, known)
+        return inputs.told(none)
     run = engine(method)
     found = run(problem, pose)
     tear = None
     if seams and (tear := find_tear(problem, found.map, found.sigma)):
         problem, found, tear = _mended(run, problem, found, pose, tear)
-    match = _assembled(problem, found, pose, unit, x, y, tear)
-    match = replace(match, correspondences=in_rows(match.correspondences, *rows))
-    match = replace(match, correspondences=with_idle(match, *every, weights, classes))
-    return _told(match, arranged, known)
+    return inputs.told(_assembled(problem, found, pose, unit, x, y, tear))
 
 
 def _mended(
@@ -252,20 +226,6 @@ def _mended(
     return best
 
 
-def _of_spots(points: ArrayLike | Spots, name: str, given: ArrayLike | None) -> ArrayLike | None:
-    """Return the classes or weights that are given, else those that spots have."""
-    if given is not None or not isinstance(points, Spots):
-        return given
-    found: ArrayLike | None = getattr(points, name)
-    return found
-
-
-def _box(x: Floats, known: Landmarks | None) -> tuple[Floats, Floats]:
-    """Return the box of the fixed spots and landmarks."""
-    points = x if known is None else np.concatenate([x, known.fixed])
-    return points.min(axis=0), points.max(axis=0)
-
-
 def _pose(problem: Problem, given: Affine | None, max_rotation: float) -> Coarse:
     """Return the pose that is given or that landmarks give; search where spots doubt it."""
     if given is not None:
@@ -280,20 +240,6 @@ def _pose(problem: Problem, given: Affine | None, max_rotation: float) -> Coarse
         if told is None or (found.is_found and agrees(found.affine, problem)):
             return found
     return replace(told, evidence=-math.inf)
-
-
-def _told(match: Match, arranged: Arrangement, known: Landmarks | None) -> Match:
-    """Say which spots were left out for their class, and how the landmarks are obeyed."""
-    if arranged.message:
-        details = match.details | {"alone": arranged.alone}
-        message = f"{match.message} {arranged.message}"
-        match = replace(match, message=message, details=details)
-    if known is None:
-        return match
-    if match.model != "none":
-        known = judge_landmarks(known, match.transform, match.correspondences)
-    warnings = warnings_of(known) if match.is_ok else ()
-    return replace(match, landmarks=known, warnings=warnings)
 
 
 def _assembled(
@@ -366,11 +312,6 @@ def _assembled(
             "seams": [] if tear is None else tear.rows(unit),
         },
     )
-
-
-def _cloud(points: ArrayLike | Spots, name: str) -> Floats:
-    """Return the positions of points or spots, checked."""
-    return check_points(points.positions if isinstance(points, Spots) else points, name)
 
 
 def _hold_out(count: int, share: float, seed: int) -> NDArray[np.bool_]:

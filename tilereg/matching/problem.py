@@ -71,6 +71,10 @@ class Problem:
     fixed_weight: Floats | None = None
     moving_weight: Floats | None = None
 
+    def on_shelves(self, numbers: tuple[Rows, Rows] | None) -> Problem:
+        """Return the same problem with spots of these classes, where there are some."""
+        return dataclasses.replace(self, shelves=Shelves.of(numbers, self.fixed, self.moving))
+
     @cached_property
     def fitted_rows(self) -> Rows:
         """Rows of the fixed spots that may enter a fit."""

@@ -341,3 +341,12 @@ def test_an_engine_that_cannot_use_classes_refuses_them() -> None:
     check_given("other", {"spot classes": False})
     with pytest.raises(InputError, match=r"'other' cannot use spot classes\. Use one of 'cpd'"):
         check_given("other", {"spot classes": True})
+
+
+def test_no_spots_have_no_kind_of_class() -> None:
+    none, some = np.zeros((0, 3)), np.random.default_rng(0).uniform(0, 9, (50, 3))
+    for empty in (np.array([], dtype=str), np.array([], dtype=np.int64)):
+        match = match_spots(none, some, fixed_class=empty, moving_class=["a"] * 50)
+        assert match.status == "few spots"
+        match = match_spots(some, none, fixed_class=["a"] * 50, moving_class=empty)
+        assert match.status == "few spots"

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from tilereg import Match, match_spots
 from tilereg.kernels.steps import add_up
+from tilereg.matching.planes import Side
 from tilereg.points import Landmarks
 
 Floats = NDArray[np.float64]
@@ -63,7 +64,7 @@ def test_a_jump_is_named_and_changes_nothing_elsewhere(
     expected = JUMP[-ndim:]
     np.testing.assert_allclose(seam["jump_um"], expected, atol=0.7)
     usual = np.linalg.norm(plain.transform(pair.fixed) - pair.true_map(pair.fixed), axis=1)
-    limit = 1.35 * float(np.sqrt((usual**2).mean()))
+    limit = 1.5 * float(np.sqrt((usual**2).mean()))
     assert error_away(match, pair, fixed, axis, image) < limit
     # Without the search for seams the field bends over a wide strip.
     bent = match_spots(fixed, moving, seams=False)
@@ -122,3 +123,64 @@ def test_sums_equal_plain_least_squares() -> None:
         np.testing.assert_allclose(right[group], design.T @ values[own], atol=1e-12)
         assert square[group] == pytest.approx((values[own] ** 2).sum())
         assert count[group] == len(own)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.02])
+def test_exact_spots_have_one_seam(noise: float) -> None:
+    pair = make_pair(3000, noise=noise, seed=3)
+    fixed, moving, place = torn(pair, "moving", 1)
+    match = match_spots(fixed, moving)
+    plain = match_spots(fixed, moving, seams=False)
+    # What lies between the plane and where it is found is lost, and nothing else.
+    assert len(match.correspondences) > 0.97 * len(plain.correspondences)
+    # In so small a volume the axes of both images are nearly the same.
+    (seam,) = match.details["seams"]
+    assert seam["axis"] == "y"
+    for one in (match, plain):
+        one.details["seams"][:] = [seam | {"position_um": place}]
+    ours, theirs = (error_away(m, pair, fixed, 1, "moving") for m in (match, plain))
+    assert ours < 0.7 * theirs
+
+
+def test_residuals_are_those_of_the_torn_map() -> None:
+    pair = make_pair(3000)
+    fixed, moving, _ = torn(pair, "fixed", 1)
+    match = match_spots(fixed, moving)
+    assert match.details["seams"]
+    pairs = match.correspondences
+    for rows, map_ in ((pairs.held_out, match.judge), (~pairs.held_out, match.transform)):
+        gap = np.linalg.norm(map_(pairs.fixed[rows]) - pairs.moving[rows], axis=1)
+        np.testing.assert_allclose(pairs.residual[rows], gap, atol=1e-9)
+
+
+@pytest.mark.parametrize(("count", "places"), [(20_000, [3.3]), (150_000, [3.3]), (150_000, [])])
+def test_many_pairs_have_no_more_planes(count: int, places: list[float]) -> None:
+    rng = np.random.default_rng(0)
+    side = (count / 0.14) ** (1 / 3) / 2
+    points = rng.uniform(-side, side, (count, 3))
+    values = rng.normal(0, 0.05, points.shape)
+    for place in places:
+        values += np.where(points[:, 1:2] > place, [0.2, -0.3, 0.25], 0.0)
+    clearness, planes = Side(points, values, 0.05).planes()
+    assert (clearness > 0) == bool(places)
+    assert [len(p) for p in planes] == [0, len(places), 0]
+    np.testing.assert_allclose(planes[1], places, atol=0.3)
+
+
+def test_a_slip_that_is_not_along_an_axis_is_no_seam() -> None:
+    rng = np.random.default_rng(5)
+    points = rng.uniform(-15, 15, (4000, 3))
+    normal = np.array([0.0, np.cos(0.35), np.sin(0.35)])
+    values = rng.normal(0, 0.05, points.shape)
+    values += np.where((points @ normal)[:, None] > 0, [0.2, -0.3, 0.25], 0.0)
+    assert Side(points, values, 0.05).planes()[0] == 0
+
+
+def test_islands_far_apart_cost_nothing() -> None:
+    rng = np.random.default_rng(5)
+    points = np.concatenate([rng.uniform(0, 15, (600, 3)), rng.uniform(0, 15, (600, 3)) + 1e9])
+    assert Side(points, rng.normal(0, 0.05, points.shape), 0.05).planes()[0] == 0
+
+
+def test_too_few_spots_have_no_seams() -> None:
+    assert match_spots(np.zeros((0, 3)), np.zeros((5, 3))).details["seams"] == []

@@ -78,7 +78,8 @@ def check_classes(
         )
     ours = _labels(fixed_class, num_fixed, "fixed")
     theirs = _labels(moving_class, num_moving, "moving")
-    if ours.dtype.kind != theirs.dtype.kind:
+    # No spots have no kind of class.
+    if len(ours) and len(theirs) and ours.dtype.kind != theirs.dtype.kind:
         kinds = [{"i": "integers", "U": "text"}[labels.dtype.kind] for labels in (ours, theirs)]
         raise InputError(
             f"Classes of the fixed spots are {kinds[0]}, of the moving spots {kinds[1]}. "

@@ -26,7 +26,7 @@ from tilereg.matching.landmarks import agrees, landmark_pose, with_landmarks
 from tilereg.matching.pairing import GATE
 from tilereg.matching.problem import FEWEST_PAIRS, Found, Problem
 from tilereg.matching.result import Match, correspondences, nothing
-from tilereg.matching.seams import Tear, find_tear
+from tilereg.matching.seams import Tear, find_tear, num_near
 from tilereg.matching.verdict import judge
 from tilereg.points import Landmarks, Spots
 from tilereg.transform import Affine
@@ -217,11 +217,14 @@ def _mended(
 ) -> tuple[Problem, Found, Tear | None]:
     """Match the clouds as they were before the stitching, if they match better so."""
     best: tuple[Problem, Found, Tear | None] = (problem, found, None)
+    most = num_near(problem, found.map, found.sigma)
     for _ in range(_MENDINGS):
         healed = tear.healed(problem)
         again = run(healed, pose)
-        if again.sigma < best[1].sigma:
-            best = healed, again, tear
+        num = num_near(healed, again.map, found.sigma)
+        # Pairs that are lost make the others look closer.
+        if again.sigma < best[1].sigma and num > most:
+            best, most = (healed, again, tear), num
         tear = tear.corrected(problem, again.map, again.sigma)
     return best
 
@@ -281,8 +284,11 @@ def _assembled(
         message += " The pose is that of the landmarks; without them one is searched for."
     judged = found.map
     if tear is not None:
-        final, judged = (tear.torn(map_, problem.box) for map_ in (final, judged))
+        final, judged = (tear.torn(map_, problem) for map_ in (final, judged))
         message = f"{message} {tear.message(unit)}"
+        at, to = unit.fixed(pairs.fixed), unit.moving(pairs.moving)
+        miss = np.where(pairs.held_out[:, None], judged(at), final(at)) - to
+        pairs = replace(pairs, residual=unit.scale * np.linalg.norm(miss, axis=1))
     return Match(
         transform=unit.transform_out(final.affine, final.field),
         judge=unit.transform_out(judged.affine, judged.field),

@@ -156,5 +156,5 @@ def nothing(
     return Match(
         transform=identity, judge=identity, correspondences=empty, status=status, message=message,
         evidence=0.0, share_matched=0.0, share_chance=0.0, residual_sigma=math.nan, w=1.0,
-        model="none", beta=math.nan, spacing=spacing, details={},
+        model="none", beta=math.nan, spacing=spacing, details={"seams": []},
     )  # fmt: skip

@@ -24,7 +24,7 @@ from tilereg.config import Settings
 from tilereg.field import mean_spacing
 from tilereg.matching import METHODS, Match
 from tilereg.matching.coarse import Coarse
-from tilereg.matching.engines import check_given, engine
+from tilereg.matching.engines import check_given, check_installed, engine
 from tilereg.matching.from_pairs import deviation
 from tilereg.matching.pairing import mutual_neighbours
 from tilereg.matching.problem import Problem
@@ -375,8 +375,25 @@ def test_an_extra_that_does_not_import_is_an_error_with_a_remedy(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(tmp_path)
     points = scatter(100, 3)
-    with pytest.raises(InputError, match=r"(?s)pip install 'tilereg\[probreg\]'.*method='cpd'"):
-        match_spots(points, points, method=method)
+    for attempt in (
+        lambda: match_spots(points, points, method=method),
+        lambda: check_installed(method),
+    ):
+        with pytest.raises(InputError, match=r"(?s)pip install 'tilereg\[probreg\]'.*='cpd'"):
+            attempt()
+
+
+def test_a_run_says_what_is_missing_before_it_reads_an_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "probreg", None)
+    monkeypatch.setitem(sys.modules, "probreg.cpd", None)
+    places = [str(tmp_path / name) for name in ("no.zarr", "none.zarr", "run")]
+    done = CliRunner().invoke(app, ["register", *places, "--set", "match.method=probreg"])
+    assert done.exit_code == 1
+    assert "pip install 'tilereg[probreg]'" in done.stderr
+    for method in OWN:
+        check_installed(method)
 
 
 def test_no_engine_imports_an_extra_before_it_is_asked_for() -> None:

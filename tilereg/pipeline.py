@@ -26,6 +26,7 @@ from tilereg.io.tables import read_matches, write_matches, write_spots
 from tilereg.io.transforms import read_transform, write_transform
 from tilereg.lazy.cluster import connect
 from tilereg.matching import Match
+from tilereg.matching.engines import check_installed
 from tilereg.metering import Meter, StageCost
 from tilereg.plan import REGISTERED, RunPlan, check_images, plan
 from tilereg.points import Correspondences, Spots
@@ -136,6 +137,7 @@ def register(
     if overwrite and resume:
         raise InputError("A run cannot both go on and start anew. Give resume or overwrite.")
     given.check(resolved)
+    check_installed(resolved.match.method)
     images = open_image(fixed), open_image(moving)
     check_images(*images)
     sources = stages.Sources.of(*images, resolved)

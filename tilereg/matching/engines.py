@@ -9,7 +9,7 @@ from tilereg.errors import InputError
 from tilereg.matching.coarse import Coarse
 from tilereg.matching.problem import Found, Problem
 
-__all__ = ["METHODS", "Engine", "check_given", "engine"]
+__all__ = ["METHODS", "Engine", "check_given", "check_installed", "engine"]
 
 Engine = Callable[[Problem, Coarse], Found]
 
@@ -25,6 +25,9 @@ _PLACES = {
 }
 
 METHODS = tuple(_PLACES)
+
+# Engines that need a package of an extra; their modules tell whether it is there.
+_EXTRA = {"probreg", "probreg-filterreg"}
 
 # What else an engine can use. What is not named here is refused, never ignored in silence.
 _USED = {method: {"spot classes"} for method in ("cpd", "cpd-dense", "ransac", "icp", "transport")}
@@ -44,6 +47,19 @@ def engine(method: str) -> Engine:
     module, function = _PLACES[method].split(".")
     found: Engine = getattr(import_module(f"tilereg.matching.{module}"), function)
     return found
+
+
+def check_installed(method: str) -> None:
+    """Raise if an engine needs a package that cannot be imported, before any work is done.
+
+    Raises
+    ------
+    InputError
+        Saying what is missing, and what to do.
+    """
+    if method in _EXTRA:
+        module = import_module(f"tilereg.matching.{_PLACES[method].split('.')[0]}")
+        module.check_installed()
 
 
 def check_given(method: str, given: Mapping[str, bool]) -> None:

@@ -42,7 +42,7 @@ from tilereg.matching.pairing import mutual_neighbours
 from tilereg.matching.problem import Found, Problem
 from tilereg.transform import Affine
 
-__all__ = ["probreg", "probreg_filterreg"]
+__all__ = ["check_installed", "probreg", "probreg_filterreg"]
 
 Floats = NDArray[np.float64]
 
@@ -97,6 +97,17 @@ def probreg_filterreg(problem: Problem, pose: Coarse) -> Found:
         ).transformation
     turned = Affine(found.rot, unit * np.asarray(found.t)).compose(pose.affine)
     return from_pairs(problem, follow(problem, turned, mutual_neighbours, softer(problem)))
+
+
+def check_installed() -> None:
+    """Raise if probreg cannot be imported.
+
+    Raises
+    ------
+    InputError
+        Saying what is missing, and what to do.
+    """
+    _load("cpd")
 
 
 def _load(name: str) -> Any:

@@ -147,10 +147,12 @@ def match_spots(
 
     All engines start from the same pose, are judged by the same held-out spots and end in the same
     kind of field, so that where they find the same pairs they give the same map. Use 'cpd' unless
-    there is a reason not to: it reaches farthest from the pose and grows into regions that are
-    bent more. 'icp' is the fastest, for spots within about a spacing of where the pose brings
-    them; 'transport' is for clouds where one-to-one matters; 'ransac' for a given pose that is off
-    by up to three spacings; 'cpd-dense' and 'probreg' are references for some thousand spots.
+    there is a reason not to: it finds spots up to three spacings from where the pose brings them,
+    grows into regions that are bent more, and alone knows landmarks and weights of spots. 'icp' is
+    the fastest of up to some ten thousand spots, and reaches a spacing and a half; 'transport' as
+    far, where every pair must be one to one in the best way; 'ransac' as far as 'cpd', for a given
+    pose that is off. 'cpd-dense', which reaches two spacings, and 'probreg' are references for
+    some thousand spots.
 
     Examples
     --------

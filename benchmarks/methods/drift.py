@@ -121,7 +121,7 @@ def fit_probreg(fixed: Floats, moving: Floats, **settings: Any) -> tuple[Unit, A
     """Run probreg's CPD, affine then nonrigid, from clouds in any pose that it can start from.
 
     Returns the unit, the affine, the fixed cloud in the unit after it, and the nonrigid
-    transformation of that. Settings, `beta` and `lmd`, replace those above.
+    transformation of that. Settings, `beta` (a width) and `lmd`, replace those above.
     """
     try:
         from probreg import cpd
@@ -133,6 +133,8 @@ def fit_probreg(fixed: Floats, moving: Floats, **settings: Any) -> tuple[Unit, A
     affine = cpd.registration_cpd(source, target, "affine", **shared).transformation
     moved = affine.transform(source)
     own = {"beta": BETA, "lmd": ALPHA} | settings
+    # Its kernel is exp(-r^2 / (2 beta)): its beta is the square of a width.
+    own["beta"] = own["beta"] ** 2
     fine = cpd.registration_cpd(moved, target, "nonrigid", **own, **shared).transformation
     return unit, affine, moved, fine
 

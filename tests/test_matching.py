@@ -26,7 +26,7 @@ from tilereg.matching.clouds import Unit, canonical_order, crowding, num_distinc
 from tilereg.matching.coarse import find_pose
 from tilereg.matching.constellations import match_constellations
 from tilereg.matching.selection import _blocks, select_model
-from tilereg.matching.votes import count_votes
+from tilereg.matching.votes import Ballot
 from tilereg.transform import Affine
 
 Floats = NDArray[np.float64]
@@ -138,7 +138,7 @@ def test_blocks_vote_for_their_displacement(ndim: int) -> None:
     fixed = scatter(600, ndim, spacing=1.0)
     shift = np.array([0.83, -1.21, 0.4])[:ndim]
     moving = np.concatenate([fixed[:300] + shift, scatter(300, ndim, 1, 1.0)])
-    votes = count_votes(fixed, fixed, CellList.build(moving, 2.5))
+    votes = Ballot(fixed, CellList.build(moving, 2.5)).count(fixed)
     clear = votes.scores > 10
     assert clear.mean() > 0.8
     np.testing.assert_allclose(votes.shifts[clear], np.tile(shift, (clear.sum(), 1)), atol=0.12)
@@ -299,7 +299,7 @@ def test_the_field_is_better_than_a_hundredth_of_the_spacing() -> None:
 def test_held_out_spots_never_enter_a_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Floats] = []
     places = {"find_pose": match_module} | dict.fromkeys(
-        ("count_votes", "drift", "select_model"), cpd_module
+        ("Ballot", "drift", "select_model"), cpd_module
     )
     for name, module in places.items():
         plain = getattr(module, name)

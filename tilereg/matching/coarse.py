@@ -55,7 +55,11 @@ _CLEAR = -12.0
 _ENOUGH = -7.0
 # Clouds of so few spots are looked at as a whole, unless a pose is this certain, a spot.
 _SMALL, _CLEAR_A_SPOT, _NUM_FOLLOWED = 600, -0.3, 3000
-_PARTIAL = 0.1
+# A pose of such a share of the cloud, or of so many spots, is enough: the rest is followed from
+# there.
+_PARTIAL, _MANY_COVERED = 0.1, 2000
+# Candidates looked at after one that is clear, for a map of more of the cloud.
+_PATIENCE = 12
 # A map that stretches or shrinks an axis by more is no pose: fitted to nearest neighbours, the
 # matrix of a wrong one collapses onto a plane of spots.
 _MOST_STRETCH, _MOST_PAIRED_STRETCH = 1.5, 3.0
@@ -95,6 +99,8 @@ class Coarse:
         How many candidates were grown.
     coverage : float
         Share of the fixed spots over which the map could be extended.
+    centre : int
+        Row of the fixed spot around which it was found.
     """
 
     affine: Affine
@@ -102,6 +108,7 @@ class Coarse:
     source: str
     num_tried: int
     coverage: float = 0.0
+    centre: int = 0
 
     @property
     def is_found(self) -> bool:
@@ -147,12 +154,18 @@ def find_pose(
     is_small = len(fixed) <= _SMALL
     # Shapes of small clouds that are alike bring many spots near to others, in wrong poses too.
     clear = min(_CLEAR, _CLEAR_A_SPOT * len(fixed)) if is_small else _CLEAR
+    partial = min(_PARTIAL, _MANY_COVERED / max(1, len(fixed)))
     for group in _candidate_groups(search, max_rotation):
+        waiting = 0
         for candidate in group:
-            best = search.better(best, candidate)
+            known = best
+            best = search.better(known, candidate)
             if best.evidence < clear and best.coverage == 1:
                 return search.polish(best)
-        if best.evidence < clear and best.coverage > _PARTIAL:
+            waiting = waiting + 1 if best.coverage == known.coverage else 0
+            if best.evidence < clear and best.coverage > partial and waiting >= _PATIENCE:
+                break
+        if best.evidence < clear and best.coverage > partial:
             return best
     if is_small and max_rotation > 0:
         for affine in followed(fixed, moving, max_rotation, shelves):
@@ -295,7 +308,9 @@ class _Search:
         self.num_tried += 1
         affine, evidence, coverage = self.grow(candidate)
         evidence += math.log10(self.num_poses)
-        grown = Coarse(affine, evidence, candidate.source, self.num_tried, coverage)
+        grown = Coarse(
+            affine, evidence, candidate.source, self.num_tried, coverage, candidate.centre
+        )
         is_better = (grown.coverage, -grown.evidence) > (best.coverage, -best.evidence)
         if grown.is_found and (is_better or not best.is_found):
             return grown

@@ -25,7 +25,7 @@ from tilereg.matching.kriged import by_kriging
 from tilereg.matching.pairing import GATE, mutual_neighbours, pair_sigma
 from tilereg.matching.problem import FEWEST_PAIRS, Found, Problem
 from tilereg.matching.selection import SIMPLE_MODELS, Selection, fit_simple, select_model
-from tilereg.matching.votes import Votes, count_votes, fit_votes, known_votes
+from tilereg.matching.votes import VOTE_CELL, Ballot, Votes, fit_votes, known_votes
 from tilereg.smoothing import Coherent
 from tilereg.transform import Affine, DisplacementField, Transform
 
@@ -44,7 +44,6 @@ _FEW, _MANY = 60, 20_000
 _ENOUGH, _MOST_STEP = 25_000, 4
 _FIRST = Coherent(16.0, 0.1)
 _VOTING = Coherent(16.0, 1.0)
-_VOTE_CELL = 2.5
 _NEAR = 0.3
 _ROUNDS = 5
 
@@ -146,21 +145,19 @@ class _Cpd:
         problem, near = self.problem, self.problem.crowding
         coarse = Lattice.cover(*problem.box, _VOTING.spacing)
         known = problem.known(self.affine)
-        told: list[Votes] = []
-        maps = [Transform(self.affine, None)]
+        told: Votes | None = None
+        starts: list[DisplacementField | None] = [None]
         if known is not None:
-            told.append(known_votes(known.points, known.shift, known.weight))
-            led, _ = fit_votes(told[0], coarse, _VOTING)
-            maps.append(Transform(self.affine, coarse.field(led.coefficients)))
+            told = known_votes(known.points, known.shift, known.weight)
+            starts.append(fit_votes(told, coarse, _VOTING)[0])
         if len(problem.fitted) < _FEW:
-            return self._better(maps).field
-        cells = CellList.build(problem.targets, near * _VOTE_CELL)
-        for map_ in maps:
-            moved = problem.moved(map_, problem.fitted_rows)
-            votes = count_votes(problem.fitted, moved, cells, near)
-            told.append(votes if map_.field is None else votes.on_top_of(map_.field))
-        voted, _ = fit_votes(Votes.joined(told), coarse, _VOTING)
-        return coarse.field(voted.coefficients)
+            return self._better([Transform(self.affine, field) for field in starts]).field
+        ballot = Ballot(problem.fitted, CellList.build(problem.targets, near * VOTE_CELL), near)
+        return ballot.hold(coarse, _VOTING, self._predicted, starts, told)
+
+    def _predicted(self, field: DisplacementField | None) -> Floats:
+        """Bring the fitted spots to where partners are sought: by the pose, a field on top."""
+        return self.problem.moved(Transform(self.affine, field), self.problem.fitted_rows)
 
     def _better(self, maps: list[Transform]) -> Transform:
         """Return the map that gives more partners than chance, the first of equals."""

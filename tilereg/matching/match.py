@@ -23,6 +23,7 @@ from tilereg.matching.engines import METHODS, Engine, check_given, engine
 from tilereg.matching.inputs import Inputs
 from tilereg.matching.kriged import refit
 from tilereg.matching.landmarks import agrees, landmark_pose, with_landmarks
+from tilereg.matching.outward import extend_pose
 from tilereg.matching.pairing import GATE
 from tilereg.matching.problem import FEWEST_PAIRS, Found, Problem
 from tilereg.matching.result import Match, correspondences, nothing
@@ -243,7 +244,7 @@ def _pose(problem: Problem, given: Affine | None, max_rotation: float) -> Coarse
             problem.fitted, problem.moving, max_rotation=max_rotation, shelves=shelves
         )
         if told is None or (found.is_found and agrees(found.affine, problem)):
-            return found
+            return extend_pose(problem, found) if found.is_found else found
     return replace(told, evidence=-math.inf)
 
 

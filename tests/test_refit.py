@@ -11,7 +11,7 @@ from test_growth import bent, scattered
 from tilereg import InputError
 from tilereg.kriging import fit_kriging
 from tilereg.matching import match_spots
-from tilereg.matching.refit import exchanged, fit_all, fit_judge
+from tilereg.matching.refit import Refit, exchanged, fit_all, fit_judge, reassigned
 from tilereg.transform import Transform
 
 Floats = NDArray[np.float64]
@@ -158,6 +158,25 @@ def test_noise_exchanges_nothing() -> None:
     moving = fixed + np.random.default_rng(1).normal(0, 0.2, fixed.shape)
     order = exchanged(fixed, moving, fit_kriging(fixed, moving))
     np.testing.assert_array_equal(order, np.arange(300))
+
+
+def test_a_chain_of_wrong_partners_is_assigned_anew() -> None:
+    """Three in a row: each has the partner of the next, and the last has none."""
+    fixed = scattered(200, 3)
+    moving = bent(fixed, 1.0, 6.0) + np.random.default_rng(1).normal(0, 0.08, fixed.shape)
+    middle = int(np.linalg.norm(fixed - fixed.mean(axis=0), axis=1).argmin())
+    chain = np.linalg.norm(fixed - fixed[middle], axis=1).argsort()[:3]
+    ours = np.setdiff1d(np.arange(200), chain[2])
+    theirs = ours.copy()
+    theirs[np.searchsorted(ours, chain[:2])] = chain[1:]
+    problem = make_problem(fixed, moving, np.zeros(200, dtype=bool))
+    fit = fit_kriging(fixed[ours], moving[theirs])
+    wrong = Refit(fit.transform, 1.0, ours, theirs, kriging=fit)
+    found = reassigned(problem, wrong)
+    assert (found.fixed_rows == found.moving_rows).all()
+    assert np.isin(chain, found.fixed_rows).all()
+    right = reassigned(problem, found)
+    np.testing.assert_array_equal(right.moving_rows, found.moving_rows)
 
 
 @pytest.mark.parametrize("field", ["auto", "coherent", "kriging"])

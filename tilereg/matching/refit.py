@@ -18,11 +18,12 @@ from tilereg.blas import one_thread
 from tilereg.field import fit_field
 from tilereg.kriging import Kriging, LeaveOut, bent, fit_kriging
 from tilereg.matching.growth import assign_rest, grow
-from tilereg.matching.pairing import GATE, mutual_neighbours, wide_pairs
+from tilereg.matching.pairing import GATE, MOST_BY_CHANCE, mutual_neighbours, wide_pairs
 from tilereg.matching.problem import Problem
+from tilereg.matching.transport import assign
 from tilereg.transform import Transform
 
-__all__ = ["Refit", "exchanged", "fit_all", "fit_judge", "fit_plate"]
+__all__ = ["Refit", "exchanged", "fit_all", "fit_judge", "fit_plate", "reassigned"]
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -40,6 +41,9 @@ _MOST_ROUNDS = 3
 # their nearest; they have where that leaves so small a share of the squared error.
 _MISSED, _NEIGHBOURS, _MUCH_LESS = 0.2, 9, 0.25
 _MOST_EXCHANGES = 20
+# Spots are assigned to where others predict them within so many spacings; an assignment is taken
+# where it leaves such a share of the loss.
+_REASSIGNED, _MEDIANS, _CLOSER = 1.5, 5.0, 0.98
 
 
 @dataclass(frozen=True)
@@ -164,7 +168,67 @@ def fit_all(
             break
         theirs = theirs[better]
         fit = _last(problem, ours, theirs)
-    return _of_kriging(fit, ours, theirs)
+    return reassigned(problem, _of_kriging(fit, ours, theirs))
+
+
+def reassigned(problem: Problem, found: Refit) -> Refit:
+    """Assign all of few spots anew to where the others predict them, as long as that is better.
+
+    A field through wrong pairs goes where they say, and confirms them; the fields without each of
+    them do not. Partners are exchanged and added; a pair is given up only for another. `found`
+    holds a fit by kriging.
+    """
+    miss = _misses(problem, found)
+    reach = _reach(problem, found, miss)
+    for _ in range(_MOST_ROUNDS):
+        ours, theirs = _assigned(problem, found, miss, reach)
+        following = _of_kriging(_last(problem, ours, theirs), ours, theirs)
+        missed = _misses(problem, following)
+        if _loss(problem, missed, reach) > _CLOSER * _loss(problem, miss, reach):
+            break
+        found, miss = following, missed
+    return found
+
+
+def _reach(problem: Problem, found: Refit, miss: Floats) -> float:
+    """Return how far spots may be assigned: wide, where chance would not pair what is left over."""
+    moved, wide = problem.moved(found.transform), _REASSIGNED * problem.crowding
+    ours = np.delete(moved, found.fixed_rows, axis=0)
+    theirs = np.delete(problem.targets, found.moving_rows, axis=0)
+    # Further aside than usual: what is left over lies together, and must not meet itself.
+    chance = np.mean([len(assign(ours + 2 * step, theirs, wide)[0]) for step in problem.aside])
+    if chance <= MOST_BY_CHANCE * len(miss):
+        return wide
+    return min(wide, _MEDIANS * float(np.median(np.linalg.norm(miss, axis=1))))
+
+
+def _misses(problem: Problem, found: Refit) -> Floats:
+    """Return by how much (K, D) the other pairs of a fit miss each pair."""
+    fit, ours, theirs = found.kriging, found.fixed_rows, found.moving_rows
+    assert fit is not None
+    x, y = problem.fixed[ours], problem.moving[theirs]
+    points, targets = ((side - x.mean(axis=0)) / fit.unit for side in (x, y))
+    weight = problem.confidence(ours, theirs)
+    with one_thread():
+        others = LeaveOut.of(points, bent(points, targets), fit.prior, weight)
+    return fit.unit * others.residuals()
+
+
+def _loss(problem: Problem, miss: Floats, reach: float) -> float:
+    """Return the sum of squared misses, those beyond a reach and spots without a partner alike."""
+    near = np.minimum((miss**2).sum(axis=1), reach**2)
+    return float(near.sum()) + (len(problem.fixed) - len(miss)) * reach**2
+
+
+def _assigned(problem: Problem, found: Refit, miss: Floats, reach: float) -> tuple[Rows, Rows]:
+    """Return the pairs of an assignment to where others predict spots, and those it leaves."""
+    predicted = found.transform(problem.fixed)
+    predicted[found.fixed_rows] = problem.moving[found.moving_rows] - miss
+    ours, theirs = assign(problem.shelves.moved(predicted), problem.targets, reach)
+    left = ~np.isin(found.fixed_rows, ours) & ~np.isin(found.moving_rows, theirs)
+    ours = np.concatenate([ours, found.fixed_rows[left]])
+    order = np.argsort(ours)
+    return ours[order], np.concatenate([theirs, found.moving_rows[left]])[order]
 
 
 def fit_plate(problem: Problem, ours: Rows, theirs: Rows) -> Refit:

@@ -48,6 +48,8 @@ _ROUNDS = 6
 _NOISE = 0.15
 # Blocks vote again until this share of them agrees, or no more than this more do than before.
 _ALL, _MORE, _MOST_BALLOTS = 0.98, 0.01, 10
+# Fewer wide blocks than this are too few to agree for all.
+_FEWEST_BLOCKS = 50
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,7 +211,7 @@ class Ballot:
         every = Votes.joined([*votes, *([] if known is None else [known])])
         field, agrees = fit_votes(every, lattice, prior)
         share = _share(every, agrees, len(self.blocks[0]))
-        if share >= _ALL:
+        if share >= _ALL and len(self.blocks[0]) >= _FEWEST_BLOCKS:
             return field
         if self.is_part:
             more, every = replace(self, most=_MANY_BLOCKS), every.take(every.blocks < 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,14 +115,25 @@ class NormalEquations:
         cls, lattice: Lattice, points: Floats, weights: Floats, values: Floats
     ) -> NormalEquations:
         """Add up (N, D) values at (N, D) points with (N,) weights; weight zero leaves one out."""
+        return cls.of_parts(lattice, values.shape[1], [(points, weights, values)])
+
+    @classmethod
+    def of_parts(
+        cls, lattice: Lattice, num_values: int, parts: Iterable[tuple[Floats, Floats, Floats]]
+    ) -> NormalEquations:
+        """Add up parts of points (N, D), weights (N,) and values (N, num_values)."""
         origin, spacing, nodes = lattice.embedded()
         diagonals = np.zeros((7, 7, 7, *nodes))
-        right = np.zeros((*nodes, values.shape[1]))
-        order = lattice.cell_order(points)
-        kernels.assemble(
-            embed(points), weights, values, order, origin, 1 / spacing, diagonals, right
-        )
-        return cls(lattice, diagonals, right, float(weights.sum()))
+        right = np.zeros((*nodes, num_values))
+        total = 0.0
+        for points, weights, values in parts:
+            order = lattice.cell_order(points)
+            kernels.assemble(
+                embed(points), weights, values, order, origin, 1 / spacing, diagonals, right
+            )
+            total += float(weights.sum())
+        kernels.mirror(diagonals)
+        return cls(lattice, diagonals, right, total)
 
     @property
     def density(self) -> float:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tilereg.kernels.bspline import locate
 
-__all__ = ["assemble", "multiply_planes"]
+__all__ = ["assemble", "mirror", "multiply_planes"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -43,7 +43,7 @@ def assemble(
     A product of two splines is one of three products of two, one an axis, and these do not
     depend on the order: 10 x 10 x 10 sums a cell are enough for its 64 x 64 entries. Points of a
     cell are added four at a time, so that the sums are read and written once for all four.
-    The diagonals must be zero before.
+    Half of the symmetric matrix is added to; `mirror` completes it, after all points.
     """
     n0, n1, n2, num_components = right.shape
     s0, s1, s2 = min(n0, 4), min(n1, 4), min(n2, 4)
@@ -91,7 +91,6 @@ def assemble(
             for r in range(4):
                 end[4 * d + r] = w2[r] * values[i, d] if r < s2 else 0.0
         held += 1
-    _mirror(diagonals)
 
 
 @njit(cache=True, nogil=True)
@@ -169,7 +168,7 @@ def _scatter(
 
 
 @njit(cache=True, nogil=True)
-def _mirror(diagonals: Floats) -> None:
+def mirror(diagonals: Floats) -> None:
     """Complete a symmetric stencil: what a node has of a later one, that has of the node."""
     n0, n1, n2 = diagonals.shape[3:]
     for p in range(min(4, n0)):

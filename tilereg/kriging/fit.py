@@ -31,7 +31,12 @@ MOST_EXACT = 2000
 """Pairs above which those that contradict their neighbours are not looked for, and the field is
 not the exact one but that of a lattice, with no less noise than its solver can resolve."""
 
-_LEAST_NOISE = 1e-6
+LEAST_NOISE = 1e-6
+"""Least noise of many pairs, in units of the covariance: what their solver resolves."""
+
+COARSE_STEP = 2.0
+"""Distance of the nodes of a field through many pairs, in mean spacings."""
+
 _NEIGHBOURS = 9
 _CONTRADICTED, _TOLERATED = 6.0, 0.2
 # Left to its neighbours of their squared errors by a pair that helps to predict them.
@@ -39,7 +44,7 @@ _HELPFUL = 0.7
 _ROUNDS = 6
 _LEAST_KEPT = 0.8
 # Distance of the nodes in mean spacings, and how many there may be.
-_NODE_STEP, _COARSE_STEP = 0.5, 2.0
+_NODE_STEP = 0.5
 # Nodes that are nearer than this hold fields whose size differs from place to place.
 _LOCAL_STEP = 1.0
 # Nodes in the width of a Gaussian covariance, fitted on the lattice and evaluated at its nodes.
@@ -139,9 +144,7 @@ def fit_kriging(
     points, targets = (x - centre) / unit, (y - centre) / unit
     low, high = (x.min(axis=0), x.max(axis=0)) if domain is None else domain
     low, high = ((np.asarray(side) - centre) / unit for side in (low, high))
-    step, most = (
-        (_NODE_STEP, _MOST_NODES) if is_exact else (_COARSE_STEP, max(_FEWEST_NODES, len(x)))
-    )
+    step, most = (_NODE_STEP, _MOST_NODES) if is_exact else (COARSE_STEP, nodes_of_many(len(x)))
     lattice = cover(low, high, step, most)
     residual = np.full(len(x), np.nan)
     kept = single.copy()
@@ -161,8 +164,7 @@ def fit_kriging(
             found, weights = like.prior, None
         # Wide fields need few nodes, and time grows with them.
         if math.isfinite(found.beta):
-            width = min(found.beta, found.reach)
-            lattice = cover(low, high, max(step, width / _NODES_A_BETA[is_exact]), most)
+            lattice = cover(low, high, max(step, step_of(found, is_exact=is_exact)), most)
         affine, field, solution = _on_lattice(
             points[kept],
             targets[kept],
@@ -184,6 +186,16 @@ def fit_kriging(
         residual=residual * unit,
         solution=solution,
     )
+
+
+def nodes_of_many(num_pairs: int) -> int:
+    """Return the most nodes of a field through so many pairs."""
+    return max(_FEWEST_NODES, num_pairs)
+
+
+def step_of(prior: Prior, *, is_exact: bool = False) -> float:
+    """Return the distance of the nodes that a prior of finite width needs."""
+    return min(prior.beta, prior.reach) / _NODES_A_BETA[is_exact]
 
 
 def _checked(weight: ArrayLike, count: int) -> Floats:
@@ -238,7 +250,7 @@ def _consistent(
         residual = np.full(len(points), np.nan)
         residual[rows] = errors
         if len(points) > MOST_EXACT:
-            prior = Prior(prior.beta, max(prior.noise, _LEAST_NOISE))
+            prior = Prior(prior.beta, max(prior.noise, LEAST_NOISE))
         return prior, kept, residual, None
     for _ in range(_ROUNDS):
         x, y = points[kept], targets[kept]

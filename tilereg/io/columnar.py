@@ -5,6 +5,7 @@ Every table appears under its name only when it is complete. Locations are local
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +26,7 @@ __all__ = [
     "check_columns",
     "check_suffix",
     "column_names",
+    "iter_tables",
     "labels_of",
     "numbers_of",
     "positions_of",
@@ -45,6 +47,22 @@ def read_table(location: str | Path) -> pa.Table:
             raise InputError(
                 f"'{location}' is not a {kind} file, or is damaged: {one_line(error)}."
             ) from error
+
+
+def iter_tables(location: str | Path, most: int) -> Iterator[pa.Table]:
+    """Yield a Parquet file in tables of at most so many rows; an empty one once."""
+    with opened(location, "table") as stream:
+        try:
+            file = pa.parquet.ParquetFile(stream)
+            empty = file.metadata.num_rows == 0
+            for batch in file.iter_batches(batch_size=most):
+                yield pa.Table.from_batches([batch])
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(
+                f"'{location}' is not a Parquet file, or is damaged: {one_line(error)}."
+            ) from error
+        if empty:
+            yield file.schema_arrow.empty_table()
 
 
 def _read_csv(stream: BinaryIO) -> pa.Table:

@@ -7,6 +7,7 @@ when it is complete. Locations are local paths or URLs.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from tilereg.io.columnar import (
     check_columns,
     check_suffix,
     column_names,
+    iter_tables,
     labels_of,
     numbers_of,
     positions_of,
@@ -37,6 +39,7 @@ from tilereg.points import Correspondences, Spots
 __all__ = [
     "PointTable",
     "check_suffix",
+    "iter_spots",
     "read_matches",
     "read_points",
     "read_spots",
@@ -205,8 +208,27 @@ def read_spots(location: str | Path, columns: Columns | None = None) -> Spots:
         If there is no such file, its suffix is unknown, it is damaged, a column is missing, a
         number is none, a class is empty, or a weight is not from 0 to 1.
     """
+    return _spots_of(read_table(location), Columns() if columns is None else columns, location)
+
+
+def iter_spots(
+    location: str | Path, columns: Columns | None = None, *, most: int = 1_000_000
+) -> Iterator[Spots]:
+    """Read spots of a Parquet file piece by piece, `most` rows at a time.
+
+    Parameters, columns and errors are those of `read_spots`. A CSV file, whose numbers are text,
+    is read as a whole and handed out in one piece.
+    """
     wanted = Columns() if columns is None else columns
-    table = read_table(location)
+    if suffix_of(location) != ".parquet":
+        yield read_spots(location, wanted)
+        return
+    for table in iter_tables(location, most):
+        yield _spots_of(table, wanted, location)
+
+
+def _spots_of(table: pa.Table, wanted: Columns, location: str | Path) -> Spots:
+    """Return the spots of a table."""
     names = axis_columns(table) if wanted.axes is None else list(wanted.axes)
     _check_chosen(table, names, wanted, location)
     positions = positions_of(table, location, names)

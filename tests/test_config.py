@@ -98,7 +98,7 @@ def test_none_is_only_ever_a_default() -> None:
 
 def test_every_setting_is_described() -> None:
     rows = Settings.describe()
-    assert len({row.name for row in rows}) == len(rows) == 51
+    assert len({row.name for row in rows}) == len(rows) == 52
     for row in rows:
         assert row.description.endswith("."), row.name
         assert row.rule, row.name

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from tilereg.pipeline import Run, register
     from tilereg.points import Correspondences, Spots
     from tilereg.sampling import farthest_points
+    from tilereg.tiled import match_tiles
     from tilereg.transform import Affine, DisplacementField, Transform
 
 __version__ = "0.1.0"
@@ -61,6 +62,7 @@ _PLACES = {
     "fit_field": "tilereg.field",
     "fit_model": "tilereg.fields.fit",
     "match_spots": "tilereg.matching",
+    "match_tiles": "tilereg.tiled",
     "open_image": "tilereg.io.ome_zarr",
     "read_transform": "tilereg.io.transforms",
     "register": "tilereg.pipeline",
@@ -93,6 +95,7 @@ __all__ = [
     "fit_field",
     "fit_model",
     "match_spots",
+    "match_tiles",
     "open_image",
     "read_transform",
     "register",

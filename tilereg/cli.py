@@ -240,6 +240,7 @@ def match(
     tables: Tables,
     known: Known,
     choice: Choice,
+    place: Place,
     talk: Talk,
 ) -> None:
     """Match two tables of spots.
@@ -248,13 +249,14 @@ def match(
     """
     from tilereg import steps
 
-    settings = resolve_settings(choice, joined(tables, known))
-    with open_progress(quiet=talk.quiet) as progress:
+    settings = resolve_settings(choice, joined(tables, known, place))
+    with open_progress(quiet=talk.quiet) as progress, _connection(settings) as client:
         found = steps.match(
             fixed_spots,
             moving_spots,
             output,
             settings=settings,
+            client=client,
             overwrite=overwrite,
             progress=progress,
         )

@@ -42,6 +42,7 @@ from tilereg.quality import (
     plain,
 )
 from tilereg.registered import Part, plan_parts, write_parts
+from tilereg.tiled import match_chosen
 from tilereg.toml import dump_tables
 from tilereg.transform import Affine, Transform
 
@@ -52,6 +53,7 @@ __all__ = ["Run", "RunPlan", "plan", "register", "require"]
 
 TRANSFORM = "transform.ome.zarr"
 SPOTS_FIXED, SPOTS_MOVING = "spots_fixed.parquet", "spots_moving.parquet"
+_TILES = "progress/tiles"
 MATCHES, LANDMARKS, QC = "matches.parquet", "landmarks.parquet", "qc.json"
 
 
@@ -103,8 +105,8 @@ def register(
     settings : Settings, optional
         Default: all from the data.
     client : distributed.Client, optional
-        Where detection and warp run. Default: where the settings' `compute` says, else threads of
-        this process.
+        Where detection, tiles of large clouds and warp run. Default: where the settings' `compute`
+        says, else threads of this process.
     initial : str, Path or Affine, optional
         First affine, fixed to moving, micrometre; goes before the settings' `initial`.
     overwrite : bool
@@ -157,7 +159,9 @@ def register(
         clouds = given.clouds_of(*spots, resolved)
         if clouds.note:
             report.note(clouds.note)
-        transform, matches, judged = _match(folder, sources, clouds, resolved, start, report, meter)
+        transform, matches, judged = _match(
+            folder, sources, clouds, resolved, start, place, report, meter
+        )
         registered = _warp(folder, parts, transform, resolved, place, report, meter)
         qc = _judge(folder, sources, clouds, transform, matches, judged, report, meter)
     return Run(
@@ -258,6 +262,7 @@ def _match(
     clouds: given.Clouds,
     settings: Settings,
     start: Affine | None,
+    client: Client | None,
     progress: Progress,
     meter: Meter,
 ) -> tuple[Transform, Correspondences, dict[str, Any]]:
@@ -267,9 +272,17 @@ def _match(
         progress.note("match: the transform of the earlier start")
         location = folder.path(TRANSFORM)
         return read_transform(location), read_matches(folder.path(MATCHES)), earlier["judged"]
-    with meter.stage("match"), progress.stage("match"):
-        grid = sources.fixed.image.grid
-        match = given.match_used(clouds, settings, start, grid)
+    grid = sources.fixed.image.grid
+    with meter.stage("match"):
+        match = match_chosen(
+            clouds,
+            settings,
+            start,
+            grid,
+            place=folder.path(_TILES),
+            client=client,
+            progress=progress,
+        )
         require(match)
     with meter.stage("fit"), progress.stage("fit"):
         fit = stages.fit_transform(match, grid, settings)

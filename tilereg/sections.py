@@ -205,6 +205,12 @@ class MatchSettings(Table):
         "true or false",
         "Whether jumps between badly stitched fields of view are sought, named and followed.",
     )
+    tile_spots: Literal["auto", "none"] | Annotated[int, Field(ge=1000)] = setting(
+        "auto",
+        "'auto', 'none' or an integer >= 1000",
+        "How many fixed spots a tile owns where clouds are matched tile by tile; 'none' matches "
+        "them in one piece, and 'auto' does so up to two million spots, else in tiles of 200000.",
+    )
     landmarks: Text | None = setting(
         None,
         TABLE_RULE,

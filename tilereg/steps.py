@@ -29,12 +29,16 @@ from tilereg.points import Spots
 from tilereg.progress import Progress, Silent
 from tilereg.quality import describe_landmarks, describe_match, describe_residuals, plain
 from tilereg.registered import plan_parts, write_replacing
+from tilereg.tiled import match_chosen
 from tilereg.transform import Affine
 
 if TYPE_CHECKING:
     from distributed import Client
 
 __all__ = ["PointsResult", "detect", "match", "points", "warp"]
+
+# For the time of a match on a cluster: spots sorted by place.
+_TILES = ".tiles"
 
 
 def detect(
@@ -82,6 +86,7 @@ def match(
     *,
     settings: Settings | None = None,
     initial: str | Path | Affine | None = None,
+    client: Client | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Match:
@@ -94,9 +99,12 @@ def match(
     output : str or Path
         Folder that is made.
     settings : Settings, optional
-        The sections `spots`, `initial`, `match` and `field` are used.
+        The sections `spots`, `initial`, `match`, `field` and `compute` are used.
     initial : str, Path or Affine, optional
         First affine, fixed to moving.
+    client : distributed.Client, optional
+        Where the tiles of large clouds are matched. Default: where the settings' `compute` says,
+        else threads of this process.
     overwrite : bool
         Whether the files of an earlier match in the folder are replaced.
 
@@ -120,8 +128,16 @@ def match(
     clouds = given.clouds_of(fixed, moving, resolved)
     if clouds.note:
         report.note(clouds.note)
-    with report.stage("match"):
-        found = given.match_used(clouds, resolved, start, None)
+    with connected(client, resolved) as place:
+        found = match_chosen(
+            clouds,
+            resolved,
+            start,
+            None,
+            place=folder.child(_TILES).url,
+            client=place,
+            progress=report,
+        )
     require(found)
     grid = _grid_around(fixed, found)
     with report.stage("fit"):

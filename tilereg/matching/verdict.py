@@ -17,11 +17,14 @@ from tilereg.matching.pairing import GATE
 from tilereg.matching.problem import Found, Problem
 from tilereg.matching.selection import SIMPLE_MODELS
 
-__all__ = ["Verdict", "judge"]
+__all__ = ["CERTAIN", "Verdict", "judge"]
 
 Floats = NDArray[np.float64]
 
-_CERTAIN, _CERTAIN_OF_FEW = -5.0, -3.5
+CERTAIN = -5.0
+"""Log10 of the probability of chance below which a map is certain."""
+
+_CERTAIN_OF_FEW = -3.5
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def judge(problem: Problem, found: Found, pose: Coarse) -> Verdict:
         evidence = min(evidence, every) + math.log10(2)
     # The same spots may have chosen among several maps.
     evidence += math.log10(found.num_compared)
-    return Verdict(matched, chance, evidence, evidence < _CERTAIN)
+    return Verdict(matched, chance, evidence, evidence < CERTAIN)
 
 
 def _pose_evidence(problem: Problem, found: Found, moved: Floats, pose: Coarse) -> float:

@@ -96,13 +96,18 @@ def fit_biocpd(fixed: Floats, moving: Floats, **settings: Any) -> tuple[Unit, Fl
 
     unit = Unit.of(moving, moving)
     source = unit.moving(fixed)
-    asked = {"alpha": ALPHA, "beta": BETA, "w": W, "low_rank": len(source) > LOW_RANK_ABOVE}
+    asked = {
+        "alpha": ALPHA,
+        "beta": BETA,
+        "w": W,
+        "low_rank": len(source) > LOW_RANK_ABOVE,
+        "low_rank_method": "pivoted_cholesky",
+    }
     drift = DeformableRegistration(
         X=unit.moving(moving),
         Y=source,
         tolerance=TOLERANCE,
         max_iterations=ITERATIONS,
-        low_rank_method="pivoted_cholesky",
         dtype=np.float64,
         **(asked | settings),
     )

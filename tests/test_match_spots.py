@@ -62,6 +62,16 @@ def test_scale_of_a_few_per_cent() -> None:
     assert np.median(np.linalg.norm(error, axis=1)) < 0.3
 
 
+@pytest.mark.parametrize("scale", [0.8, 1.25])
+@pytest.mark.parametrize(("ndim", "rotation"), [(2, 0.0), (2, 140.0), (3, 0.0), (3, 140.0)])
+def test_sizes_that_differ(scale: float, ndim: int, rotation: float) -> None:
+    pair = make_pair(1500, ndim=ndim, rotation=rotation)
+    match = match_spots(pair.fixed, scale * pair.moving)
+    assert match.is_ok
+    error = match.transform(pair.fixed) - scale * pair.true_map(pair.fixed)
+    assert np.median(np.linalg.norm(error, axis=1)) < 0.3
+
+
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_affine_without_noise_is_exact(ndim: int) -> None:
     fixed = np.random.default_rng(1).uniform(0, 300, (600, ndim))

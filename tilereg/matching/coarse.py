@@ -60,6 +60,9 @@ _SMALL, _CLEAR_A_SPOT, _NUM_FOLLOWED = 600, -0.3, 3000
 _PARTIAL, _MANY_COVERED = 0.1, 2000
 # Candidates looked at after one that is clear, for a map of more of the cloud.
 _PATIENCE = 12
+# Sizes of the moving cloud that are tried where its own finds nothing; each finds others within
+# about a tenth of it.
+_SCALES = (0.83, 1.2)
 # A map that stretches or shrinks an axis by more is no pose: fitted to nearest neighbours, the
 # matrix of a wrong one collapses onto a plane of spots.
 _MOST_STRETCH, _MOST_PAIRED_STRETCH = 1.5, 3.0
@@ -148,14 +151,42 @@ def find_pose(
     -------
     Coarse
         Its evidence says whether it is more than chance.
+
+    Notes
+    -----
+    Sizes that differ by a tenth are found with those that do not. Only where nothing is found
+    clouds are looked at that are smaller or larger by more.
     """
+    best = _find(fixed, moving, max_rotation, shelves)
+    paid = math.log10(1 + len(_SCALES))
+    for scale in _SCALES:
+        if best.is_found:
+            break
+        found = _find(fixed, moving / scale, max_rotation, shelves, is_last=False)
+        tried = best.num_tried + found.num_tried
+        best = replace(best, num_tried=tried)
+        if found.evidence + paid < best.evidence:
+            affine = Affine(scale * found.affine.matrix, scale * found.affine.offset)
+            best = replace(found, affine=affine, evidence=found.evidence + paid, num_tried=tried)
+    return best
+
+
+def _find(
+    fixed: Floats,
+    moving: Floats,
+    max_rotation: float,
+    shelves: Shelves,
+    *,
+    is_last: bool = True,
+) -> Coarse:
+    """Find the pose of clouds of about the same size; without the last resorts unless asked to."""
     search = _Search(fixed, moving, shelves)
     best = Coarse(Affine.identity(fixed.shape[1]), 0.0, "none", 0)
     is_small = len(fixed) <= _SMALL
     # Shapes of small clouds that are alike bring many spots near to others, in wrong poses too.
     clear = min(_CLEAR, _CLEAR_A_SPOT * len(fixed)) if is_small else _CLEAR
     partial = min(_PARTIAL, _MANY_COVERED / max(1, len(fixed)))
-    for group in _candidate_groups(search, max_rotation):
+    for group in _candidate_groups(search, max_rotation, is_last=is_last):
         waiting = 0
         for candidate in group:
             known = best
@@ -167,20 +198,24 @@ def find_pose(
                 break
         if best.evidence < clear and best.coverage > partial:
             return best
-    if is_small and max_rotation > 0:
+    if is_small and is_last and max_rotation > 0:
         for affine in followed(fixed, moving, max_rotation, shelves):
             best = search.closer(best, affine)
     return search.polish(best)
 
 
-def _candidate_groups(search: _Search, max_rotation: float) -> Iterator[Iterator[Candidate]]:
+def _candidate_groups(
+    search: _Search, max_rotation: float, *, is_last: bool
+) -> Iterator[Iterator[Candidate]]:
     """Yield the sources of candidates, cheapest first."""
     ndim = search.fixed.shape[1]
     yield search.vote_candidates()
     if max_rotation > 0:
         if ndim == 3:
             yield search.constellation_candidates()
-        yield search.rotation_candidates(max_rotation)
+        if ndim == 2 or is_last:
+            # In space the last resort: few angles, at a high price.
+            yield search.rotation_candidates(max_rotation)
 
 
 def _rotations(ndim: int, max_rotation: float) -> list[Floats]:

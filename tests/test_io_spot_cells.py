@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tilereg import InputError, Spots
+from tilereg import InputError, OutputError, Spots, spot_source
 from tilereg.io import spot_cells
 from tilereg.io.spot_cells import open_cells, sliced, write_cells
 from tilereg.io.tables import iter_spots, write_spots
@@ -39,7 +39,10 @@ def scattered(ndim: int, *, flat: bool = False) -> Spots:
 
 def same(ours: SpotPart, theirs: SpotPart) -> None:
     for name in ("rows", "positions", "spot_class", "weight"):
-        np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+        one, other = getattr(ours, name), getattr(theirs, name)
+        assert (one is None) == (other is None)
+        if one is not None:
+            np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize(("ndim", "flat"), [(2, False), (3, False), (3, True)])
@@ -72,12 +75,15 @@ def test_a_box_holds_what_lies_in_it(ndim: int, flat: bool, tmp_path: Path) -> N
 
 
 def test_the_sample_is_spread_as_all_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spot_cells, "_SAMPLED", 600)
+    for module in (spot_cells, spot_source):
+        monkeypatch.setattr(module, "SAMPLED", 600)
     spots = Spots.at(scattered(3).positions)
     cells = write_cells(str(tmp_path / "cells"), sliced(spots))
     sample = cells.sample()
     assert 450 < len(sample) < 750
-    np.testing.assert_allclose(sample.std(axis=0), spots.positions.std(axis=0), rtol=0.15)
+    same(sample, ArraySource(spots).sample())
+    spread = sample.positions.std(axis=0)
+    np.testing.assert_allclose(spread, spots.positions.std(axis=0), rtol=0.15)
     part = cells.read(*cells.bounds)
     assert part.spot_class is None
     assert part.weight is None
@@ -94,6 +100,13 @@ def test_what_was_there_is_replaced_and_what_is_unfinished_is_not_opened(tmp_pat
     (tmp_path / "cells" / "cells.json").unlink()
     assert open_cells(place) is None
     assert open_cells(str(tmp_path / "nowhere")) is None
+
+
+def test_what_is_no_spots_is_never_removed(tmp_path: Path) -> None:
+    (tmp_path / "raw.tif").write_bytes(b"precious")
+    with pytest.raises(OutputError, match=r"holds 'raw\.tif'"):
+        write_cells(str(tmp_path), sliced(scattered(3)))
+    assert [path.name for path in tmp_path.iterdir()] == ["raw.tif"]
 
 
 def test_spots_of_a_file_come_in_pieces(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +10,27 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from benchmarks.spot_clouds import CloudSpec, SpotClouds, make_clouds
-from tilereg import InputError, Match, Settings, Spots, match_spots, match_tiles, steps
+from tilereg import (
+    Affine,
+    InputError,
+    Match,
+    OutputError,
+    Settings,
+    Spots,
+    match_spots,
+    match_tiles,
+    spot_source,
+    steps,
+)
+from tilereg.io import spot_cells
+from tilereg.io.spot_cells import sliced, write_cells
 from tilereg.io.tables import write_spots
-from tilereg.kriging import fit_kriging
+from tilereg.kriging import fit_kriging, parts
 from tilereg.kriging.parts import PairPart, fit_parts, plan_parts_model
 from tilereg.lazy.match import match_sources
-from tilereg.matching.tiles import TileMatch, is_held_out, plan_tiles
-from tilereg.spot_source import ArraySource
+from tilereg.matching import local_pose
+from tilereg.matching.tiles import TileMatch, plan_tiles
+from tilereg.spot_source import ArraySource, is_picked
 from tilereg.tiled import tile_spots_of
 
 Floats = NDArray[np.float64]
@@ -110,7 +123,7 @@ def test_what_has_no_partner_is_named(clouds: SpotClouds) -> None:
     assert match.is_ok
     told = match.details["tiles"]
     bad = [row for row in told if row["status"] != "ok"]
-    assert {"sparse", "no registration"} <= {row["status"] for row in bad}
+    assert {row["status"] for row in bad} <= {"sparse", "few spots", "no registration", "lost"}
     assert len(bad) == 8
     assert sum(row["pairs"] for row in bad) < 100
     assert "8 of 16 tiles with 50 % of the fixed spots" in match.warnings[0]
@@ -196,11 +209,11 @@ def test_every_spot_has_one_tile(count: int) -> None:
 
 def test_rows_are_held_out_wherever_they_are_read() -> None:
     rows = np.arange(100_000)
-    held = is_held_out(rows, 0.05, 3)
+    held = is_picked(rows, 0.05, 3)
     assert held.mean() == pytest.approx(0.05, abs=0.004)
-    np.testing.assert_array_equal(is_held_out(rows[500:900], 0.05, 3), held[500:900])
-    assert not np.array_equal(held, is_held_out(rows, 0.05, 4))
-    assert not is_held_out(rows, 0.0, 0).any()
+    np.testing.assert_array_equal(is_picked(rows[500:900], 0.05, 3), held[500:900])
+    assert not np.array_equal(held, is_picked(rows, 0.05, 4))
+    assert not is_picked(rows, 0.0, 0).any()
 
 
 def test_a_field_of_parts_is_that_of_all_pairs() -> None:
@@ -208,15 +221,15 @@ def test_a_field_of_parts_is_that_of_all_pairs() -> None:
     ours = np.flatnonzero(clouds.partner >= 0)
     x, y = clouds.fixed[ours], clouds.moving[clouds.partner[ours]]
     ones = np.ones(len(x))
-    parts = [PairPart(x[i::3], y[i::3], ones[i::3]) for i in range(3)]
+    pieces = [PairPart(x[i::3], y[i::3], ones[i::3]) for i in range(3)]
     whole = fit_kriging(x, y)
     prior = (whole.prior.beta * whole.unit, whole.prior.noise, len(x))
-    model = plan_parts_model(parts, [prior])
-    found = fit_parts(lambda: parts, model, (x.min(axis=0), x.max(axis=0)), len(x))
+    model = plan_parts_model(pieces, [prior])
+    found = fit_parts(lambda: pieces, model, (x.min(axis=0), x.max(axis=0)), len(x))
     apart = np.linalg.norm(found(x) - whole.transform(x), axis=1)
     error = np.linalg.norm(whole.transform(x) - clouds.map(x), axis=1)
     assert np.median(apart) < 0.1 * np.median(error)
-    chosen = plan_parts_model(parts, [(np.inf, 1.0, 5)])
+    chosen = plan_parts_model(pieces, [(np.inf, 1.0, 5)])
     assert 0.5 < chosen.prior.beta * chosen.unit / prior[0] < 2
 
 
@@ -251,12 +264,111 @@ def test_which_clouds_are_tiled() -> None:
 
 
 def test_clouds_of_other_axes_are_refused(clouds: SpotClouds) -> None:
-    with pytest.raises(InputError, match="3 axes, moving spots 2"):
+    with pytest.raises(InputError, match="3 axes, moving points have 2"):
         in_tiles(clouds.fixed, clouds.moving[:, 1:])
 
 
 def test_few_spots_are_no_tile(clouds: SpotClouds) -> None:
     few = in_tiles(clouds.fixed[:20], clouds.moving[:20])
     assert few.status == "no registration"
-    pairs = replace(few.correspondences)
-    assert not len(pairs)
+    assert not len(few.correspondences)
+    none = in_tiles(clouds.fixed[:0], clouds.moving)
+    assert none.status == "few spots"
+    assert "0 fixed and 8000 moving spots" in none.message
+
+
+@pytest.mark.parametrize("side", [0.35])
+def test_an_overlap_at_one_side_is_found(
+    side: float, clouds: SpotClouds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The middle of the fixed cloud has no partners."""
+    monkeypatch.setattr(local_pose, "_BOX_SPOTS", 800)
+    x = clouds.moving[:, 0]
+    at = np.quantile(x, abs(side) if side > 0 else 1 + side)
+    moving = clouds.moving[x < at if side > 0 else x > at] + [500.0, 0.0, 0.0]
+    match = in_tiles(clouds.fixed, moving, 1000)
+    assert match.is_ok
+    pairs = match.correspondences
+    assert len(pairs) > 1900
+    told = match.details["tiles"]
+    assert len(told) == 8
+    assert sum(row["spots"] for row in told) == len(clouds.fixed)
+    assert match.share_matched < 0.3
+
+
+def test_without_held_out_spots_the_tiles_tell(clouds: SpotClouds) -> None:
+    match = in_tiles(clouds.fixed[:4000], clouds.moving, 2000, held_out=0.0)
+    assert match.is_ok
+    assert not match.correspondences.held_out.any()
+    np.testing.assert_array_equal(match.transform(clouds.fixed[:9]), match.judge(clouds.fixed[:9]))
+
+
+def test_a_field_that_cannot_hold_the_deformation_is_told(
+    clouds: SpotClouds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "_MOST_NODES", 80)
+    match = in_tiles(clouds.fixed, clouds.moving)
+    assert "finer than the field can hold" in match.warnings[-1]
+    assert match.residual_sigma > 0.6
+    assert match.share_matched < 0.7
+
+
+@pytest.mark.parametrize(("ndim", "flat"), [(2, ()), (3, (0,)), (3, (0, 2))])
+def test_spots_of_a_plane_or_a_line(ndim: int, flat: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(2)
+    fixed = rng.uniform(0, 600 if len(flat) < 2 else 6000, (3000, ndim))
+    fixed[:, flat] = 5.0
+    moving = fixed + 3.0 + rng.normal(0, 0.02, fixed.shape)
+    match = in_tiles(fixed, moving, 1000, max_rotation=0.0)
+    assert match.is_ok
+    assert np.median(match.correspondences.weight) > 0.9
+    # Off a plane, noise alone tells of the field.
+    assert np.median(np.abs(match.transform(fixed) - fixed - 3.0)) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"w": 1.0}, "Invalid w"),
+        ({"held_out": 0.9}, "Invalid held_out"),
+        ({"seed": -5}, "Invalid seed"),
+        ({"max_iterations": 0}, "Invalid max_iterations"),
+        ({"initial": Affine.identity(2)}, "initial affine has 2 axes"),
+    ],
+)
+def test_wrong_settings_are_explained(
+    options: dict[str, object], words: str, clouds: SpotClouds
+) -> None:
+    with pytest.raises(InputError, match=words):
+        in_tiles(clouds.fixed, clouds.moving, **options)
+
+
+def test_wrong_clouds_are_explained(clouds: SpotClouds, tmp_path: Path) -> None:
+    few = clouds.fixed[:100]
+    named = Spots.at(few, spot_class=np.array(["a"] * 100))
+    with pytest.raises(InputError, match="fixed spots have classes"):
+        match_tiles(named, Spots.at(few), tmp_path / "a")
+    numbered = Spots.at(few, spot_class=np.arange(100))
+    with pytest.raises(InputError, match="are text"):
+        match_tiles(named, numbered, tmp_path / "b")
+    with pytest.raises(InputError, match="At least 1000"):
+        match_tiles(named, named, tmp_path / "c", tile_spots=3)
+    precious = tmp_path / "d" / "fixed"
+    precious.mkdir(parents=True)
+    write_spots(precious / "spots.parquet", Spots.at(few))
+    with pytest.raises(OutputError, match="no part of sorted spots"):
+        match_tiles(precious / "spots.parquet", named, tmp_path / "d")
+    assert (precious / "spots.parquet").exists()
+
+
+def test_threads_and_cells_plan_the_same_tiles(
+    clouds: SpotClouds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of more spots than a sample has."""
+    for module in (spot_source, spot_cells):
+        monkeypatch.setattr(module, "SAMPLED", 1000)
+    spots = Spots.at(clouds.fixed)
+    cells = write_cells(str(tmp_path / "cells"), sliced(spots))
+    plans = [plan_tiles(s.sample().positions, s.count, 1000) for s in (cells, ArraySource(spots))]
+    assert len(plans[0]) >= 8
+    assert plans[0] == plans[1]

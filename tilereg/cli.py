@@ -263,7 +263,7 @@ def match(
     pairs = len(found.correspondences)
     record = {name: getattr(found, name) for name in _FIGURES} | {"pairs": pairs}
     rows = [("output", output), *run_rows({"matches": record, "warnings": found.warnings})]
-    _show(talk, {"output": output, **record}, rows)
+    _show(talk, {"output": output, **record, "warnings": list(found.warnings)}, rows)
 
 
 @app.command()

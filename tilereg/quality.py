@@ -224,16 +224,18 @@ def describe_support(
     fixed: Spots,
     pairs: Correspondences,
     transform: Transform,
-    moving_grid: Grid,
+    moving_grid: Grid | None,
     chance: float,
     used: NDArray[np.bool_] | None = None,
 ) -> dict[str, Any]:
     """Return the share of fixed spots with a partner, over all and by region.
 
     Only spots that the transform brings into the moving image count, of those that are `used` in
-    the match.
+    the match. Of tables alone, without an image, all do.
     """
-    inside = moving_grid.contains(transform(fixed.positions))
+    inside = np.ones(len(fixed), dtype=bool)
+    if moving_grid is not None:
+        inside = moving_grid.contains(transform(fixed.positions))
     if used is not None:
         inside &= used
     has_partner = np.zeros(len(fixed), dtype=bool)
@@ -263,7 +265,7 @@ def list_warnings(
         spots = sum(region["spots"] for region in regions)
         lines.append(
             f"{len(regions)} of {support['regions']} regions, with {spots} of "
-            f"{support['spots_inside']} fixed spots, hardly have partners; the registered image is "
+            f"{support['spots_inside']} fixed spots, hardly have partners; the transform is "
             "not to be trusted there. They are listed in qc.json (support.without_support)."
         )
     return lines

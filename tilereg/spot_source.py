@@ -10,10 +10,27 @@ from numpy.typing import NDArray
 
 from tilereg.points import Spots
 
-__all__ = ["ArraySource", "SpotPart", "SpotSource"]
+__all__ = ["SAMPLED", "ArraySource", "SpotPart", "SpotSource", "is_picked"]
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
+
+SAMPLED = 100_000
+"""Spots of a sample, about."""
+
+
+def is_picked(rows: Rows, share: float, seed: int) -> NDArray[np.bool_]:
+    """Tell which rows belong to a random share: the same ones wherever they are read.
+
+    By the hash of Steele, Lea & Flood, Fast splittable pseudorandom number generators (2014).
+    """
+    with np.errstate(over="ignore"):
+        z = rows.astype(np.uint64) + np.uint64(seed + 1) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        # 53 bits, as many as a float has.
+        z = (z ^ (z >> np.uint64(31))) >> np.uint64(11)
+    return np.asarray(z < share * 2.0**53)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -59,8 +76,8 @@ class SpotSource(Protocol):
     def bounds(self) -> tuple[Floats, Floats]:
         """Least and largest coordinates (D,), micrometre."""
 
-    def sample(self) -> Floats:
-        """Return the positions (S, D) of some spots, spread as all are."""
+    def sample(self) -> SpotPart:
+        """Return about `SAMPLED` of the spots, or all: the share that `is_picked` with seed 0."""
 
     def read(self, low: Floats, high: Floats) -> SpotPart:
         """Return the spots x of a box, low <= x < high, in the order of their rows."""
@@ -73,13 +90,9 @@ class ArraySource:
     Parameters
     ----------
     spots : Spots
-        At least one.
-    most : int
-        Spots of the sample.
     """
 
     spots: Spots
-    most: int = 100_000
 
     @property
     def count(self) -> int:
@@ -91,17 +104,18 @@ class ArraySource:
         """Least and largest coordinates (D,), micrometre."""
         return self.spots.positions.min(axis=0), self.spots.positions.max(axis=0)
 
-    def sample(self) -> Floats:
-        """Return the positions (S, D) of some spots, spread as all are."""
-        if self.count <= self.most:
-            return self.spots.positions
-        rows = np.random.default_rng(0).choice(self.count, self.most, replace=False)
-        return self.spots.positions[np.sort(rows)]
+    def sample(self) -> SpotPart:
+        """Return about `SAMPLED` of the spots, or all: the share that `is_picked` with seed 0."""
+        rows = np.arange(self.count)
+        return self._part(rows[is_picked(rows, SAMPLED / max(1, self.count), 0)])
 
     def read(self, low: Floats, high: Floats) -> SpotPart:
         """Return the spots x of a box, low <= x < high, in the order of their rows."""
         inside = ((self.spots.positions >= low) & (self.spots.positions < high)).all(axis=1)
-        rows = np.flatnonzero(inside)
+        return self._part(np.flatnonzero(inside))
+
+    def _part(self, rows: Rows) -> SpotPart:
+        """Return the spots of these rows."""
         part = self.spots.take(rows)
         return SpotPart(
             positions=part.positions, rows=rows, spot_class=part.spot_class, weight=part.weight

@@ -27,7 +27,15 @@ from tilereg.matching import Match
 from tilereg.pipeline import LANDMARKS, MATCHES, QC, TRANSFORM, connected, require
 from tilereg.points import Spots
 from tilereg.progress import Progress, Silent
-from tilereg.quality import describe_landmarks, describe_match, describe_residuals, plain
+from tilereg.quality import (
+    describe_field,
+    describe_landmarks,
+    describe_match,
+    describe_residuals,
+    describe_support,
+    list_warnings,
+    plain,
+)
 from tilereg.registered import plan_parts, write_replacing
 from tilereg.tiled import match_chosen
 from tilereg.transform import Affine
@@ -144,8 +152,14 @@ def match(
         fit = stages.fit_transform(found, grid, resolved)
     for line in fit.warnings:
         report.note(line)
+    support = describe_support(
+        fixed, fit.matches, fit.transform, None, found.share_chance, clouds.inside[0]
+    )
+    field = describe_field(fit.transform, grid)
+    more = list_warnings(field, support, found.details.get("seams", ()))
     found = replace(
         found,
+        warnings=(*found.warnings, *more),
         transform=fit.transform,
         judge=fit.judge,
         correspondences=fit.matches,
@@ -162,7 +176,8 @@ def match(
     if found.landmarks is not None:
         write_landmarks(folder.child(LANDMARKS).url, found.landmarks, overwrite=overwrite)
     with outputs("write", f"'{folder.child(QC)}'"):
-        folder.write_json(QC, _figures(found, fit.description, clouds))
+        figures = _figures(found, fit.description, clouds)
+        folder.write_json(QC, plain(figures | {"field": field, "support": support}))
     return found
 
 

@@ -21,7 +21,7 @@ from tilereg.io.stores import Location
 from tilereg.io.tables import iter_spots
 from tilereg.lazy.match import match_sources
 from tilereg.matching import Match
-from tilereg.matching.tiles import TileMatch, plan_tiles
+from tilereg.matching.tiles import LEAST_TILE, TileMatch, plan_tiles
 from tilereg.points import Spots
 from tilereg.progress import Progress
 from tilereg.spot_source import ArraySource, SpotSource
@@ -119,8 +119,8 @@ def match_tiles(
     moving: Spots | str | Path,
     place: str | Path,
     *,
-    columns: Columns | None = None,
-    moving_columns: Columns | None = None,
+    columns: Columns | str | None = None,
+    moving_columns: Columns | str | None = None,
     tile_spots: int = _A_TILE,
     initial: Affine | None = None,
     max_rotation: float = 180.0,
@@ -139,10 +139,12 @@ def match_tiles(
     fixed, moving : Spots, or location of a Parquet file
         A file is read in pieces, twice, and never held as a whole.
     place : str or Path
-        Folder for the spots sorted by place, which all workers can read, local or a URL. What is
-        in its subfolders ``fixed`` and ``moving`` is replaced; it is left for a look.
-    columns, moving_columns : Columns, optional
-        What the columns of the files are called; those of the moving one default to the first.
+        Folder for the spots sorted by place, which all workers can read, local or a URL. They are
+        left in its subfolders ``fixed`` and ``moving``, where a next match replaces them; other
+        files there are not touched, but refused.
+    columns, moving_columns : str, optional
+        What the columns of the files are called, as in ``"z=centroid-0,y=centroid-1,x=centroid-2,
+        class=gene"``; those of the moving one default to the first.
     tile_spots : int
         About how many fixed spots a tile owns.
     initial, max_rotation, w, held_out, domain, max_iterations, seed
@@ -161,20 +163,20 @@ def match_tiles(
     Raises
     ------
     InputError
-        If a table cannot be used.
+        If a table cannot be used, or a setting is out of its range.
+    OutputError
+        If the folder holds anything else, or cannot be written.
 
     Notes
     -----
-    The pose is found in the middle; from there tiles are matched ring by ring, from where those
-    before lead, so that a deformation may be large far from the middle. A worker holds a tile and
-    a halo of ten spacings, this process the pairs and the normal equations of one field through
-    all of them. Landmarks, other engines and jumps between fields of view are left to
+    The pose is found in a box of some 100,000 spots; from there tiles are matched ring by ring,
+    from where those before lead, so that a deformation may be large far from there. A worker holds
+    a tile and a halo of ten spacings, this process the pairs and the normal equations of one field
+    through all of them. Landmarks, other engines and jumps between fields of view are left to
     `tilereg.match_spots`.
     """
-    if tile_spots < 1:
-        raise InputError(
-            f"Invalid tile_spots {tile_spots}. At least 1 is needed; 200,000 is usual."
-        )
+    if tile_spots < LEAST_TILE:
+        raise InputError(f"Invalid tile_spots {tile_spots}. At least {LEAST_TILE} are needed.")
     others = columns if moving_columns is None else moving_columns
     folder = Location.of(place)
     sources = [
@@ -199,11 +201,19 @@ def match_tiles(
     )
 
 
-def _parts(spots: Spots | str | Path, columns: Columns | None) -> Callable[[], Iterable[Spots]]:
+def _parts(
+    spots: Spots | str | Path, columns: Columns | str | None
+) -> Callable[[], Iterable[Spots]]:
     """Return spots, in memory or of a file, in pieces."""
     if isinstance(spots, Spots):
         return sliced(spots)
-    return lambda: iter_spots(spots, columns)
+    if not isinstance(spots, str | Path):
+        raise InputError(
+            f"Spots of type {type(spots).__name__} cannot be tiled. Give the location of a table, "
+            "or tilereg.Spots.at(positions)."
+        )
+    named = Columns.parse(columns) if isinstance(columns, str) else columns
+    return lambda: iter_spots(spots, named)
 
 
 @contextmanager
@@ -229,7 +239,7 @@ def _with_progress(
     fixed: SpotSource, moving: SpotSource, size: int, progress: Progress, **options: Any
 ) -> Match:
     """Match tile by tile and say how far it is."""
-    total = len(plan_tiles(fixed.sample(), fixed.count, size))
+    total = len(plan_tiles(fixed.sample().positions, fixed.count, size))
     done: set[int] = set()
     with progress.stage("match, tiles", total) as stage:
 

@@ -6,6 +6,7 @@ A folder of Parquet files, a few a cell, and ``cells.json``, which is written la
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -16,12 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from tilereg.errors import InputError
+from tilereg.errors import InputError, OutputError
 from tilereg.grid import AXES
 from tilereg.io.files import opened, replaced
 from tilereg.io.stores import Location
 from tilereg.points import Spots
-from tilereg.spot_source import SpotPart
+from tilereg.spot_source import SAMPLED, SpotPart, is_picked
 
 __all__ = ["SpotCells", "open_cells", "sliced", "write_cells"]
 
@@ -29,9 +30,10 @@ Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
 INDEX, _SAMPLE = "cells.json", "sample.parquet"
+_PART = re.compile(r"\d+-\d+\.parquet")
 # Spots of a cell, if all cells had as many; spots that wait in memory to be written; of a slice.
 _A_CELL, _MOST_WAITING, _SLICE = 25_000, 4_000_000, 1_000_000
-_MOST_CELLS, _SAMPLED = 20_000, 200_000
+_MOST_CELLS = 20_000
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -63,9 +65,9 @@ class SpotCells:
         """Least and largest coordinates (D,), micrometre."""
         return np.array(self.low), np.array(self.high)
 
-    def sample(self) -> Floats:
-        """Return the positions (S, D) of some spots, spread as all are."""
-        return _part(_read(self.location, _SAMPLE), len(self.low)).positions
+    def sample(self) -> SpotPart:
+        """Return about `SAMPLED` of the spots, or all: the share that `is_picked` with seed 0."""
+        return _part(_read(self.location, _SAMPLE), len(self.low))
 
     def read(self, low: Floats, high: Floats) -> SpotPart:
         """Return the spots x of a box, low <= x < high, in the order of their rows."""
@@ -98,7 +100,7 @@ def write_cells(location: str, parts: Callable[[], Iterable[Spots]]) -> SpotCell
     Parameters
     ----------
     location : str
-        Folder; what is there is replaced.
+        Folder. Spots that were written there before are replaced, anything else is not.
     parts : callable
         Returns the spots in parts, in the order of their rows, the same every time: they are
         walked through twice.
@@ -108,21 +110,18 @@ def write_cells(location: str, parts: Callable[[], Iterable[Spots]]) -> SpotCell
     InputError
         If there is no spot, or a position is not finite.
     OutputError
-        If the folder cannot be written.
+        If the folder holds anything else, or cannot be written.
     """
     folder = Location.of(location)
-    if folder.listing():
-        folder.remove()
     count, low, high = _extent(parts())
+    _clear(folder)
     shape = _shape(count, low, high)
-    share = min(1.0, _SAMPLED / count)
-    writer = _Writer(folder, low, high, shape)
-    rng, first = np.random.default_rng(0), 0
+    writer, first = _Writer(folder, low, high, shape), 0
     sampled = []
     for spots in parts():
         rows = np.arange(first, first + len(spots))
         writer.add(spots, rows)
-        sampled.append(_columns(spots, rows, rng.random(len(spots)) < share))
+        sampled.append(_columns(spots, rows, is_picked(rows, SAMPLED / count, 0)))
         first += len(spots)
     writer.flush()
     _write(folder, _SAMPLE, pa.concat_tables(sampled))
@@ -164,6 +163,19 @@ def open_cells(location: str) -> SpotCells | None:
         shape=tuple(told["shape"]),
         files={int(cell): names for cell, names in told["files"].items()},
     )
+
+
+def _clear(folder: Location) -> None:
+    """Remove spots that were written before."""
+    names = folder.listing()
+    others = [name for name in names if not (name in (INDEX, _SAMPLE) or _PART.fullmatch(name))]
+    if others:
+        raise OutputError(
+            f"'{folder}' holds '{others[0]}', which is no part of sorted spots. Choose a folder "
+            "that is new or empty."
+        )
+    if names:
+        folder.remove()
 
 
 class _Writer:

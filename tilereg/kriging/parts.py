@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from tilereg.affine import fit_affine
 from tilereg.blas import one_thread
-from tilereg.field import cover, mean_spacing, split_affine
+from tilereg.field import mean_spacing, split_affine
 from tilereg.kriging.choice import BETAS, choose_prior
 from tilereg.kriging.fit import COARSE_STEP, LEAST_NOISE, nodes_of_many, step_of
 from tilereg.kriging.prior import Prior, bent
-from tilereg.lattice import NormalEquations
+from tilereg.lattice import Lattice, NormalEquations
 from tilereg.smoothing import Coherent
 from tilereg.transform import Affine, DisplacementField, Transform
 
@@ -28,6 +28,8 @@ _ASKED_PARTS, _ASKED_PAIRS = 12, 3000
 # Of priors of several parts the one is taken that is wider than this share of them: a field that
 # is too soft follows some noise, one that is too stiff does not follow the deformation.
 _WIDER = 0.25
+# Most nodes: three gigabytes of equations.
+_MOST_NODES = 1_000_000
 # A lattice of pairs in parts holds fields of this many steps.
 _NODES_A_BETA = 2.0
 
@@ -125,11 +127,15 @@ def fit_parts(
 
     Notes
     -----
-    Memory is that of a part and 2.7 kB a node of the lattice in 3D.
+    Memory is that of a part and 2.7 kB a node of the lattice in 3D. Where more than a million nodes
+    would be needed they are farther apart than the width asks for, and the field is stiffer.
     """
     low, high = ((side - model.centre) / model.unit for side in domain)
     step = max(COARSE_STEP, step_of(model.prior))
-    lattice = cover(low, high, step, nodes_of_many(count))
+    lattice = Lattice.cover(low, high, step)
+    while lattice.size > min(nodes_of_many(count), _MOST_NODES):
+        step *= 1.1
+        lattice = Lattice.cover(low, high, step)
 
     def inner() -> Iterable[tuple[Floats, Floats, Floats]]:
         for part in parts():

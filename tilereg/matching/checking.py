@@ -20,6 +20,7 @@ __all__ = [
     "FIELDS",
     "check_axes",
     "check_choice",
+    "check_held_out",
     "check_landmarks",
     "check_numbers",
     "check_weight",
@@ -96,6 +97,12 @@ def check_axes(
             f"Landmarks have {landmarks.ndim} axes, the points have {fixed.shape[1]}. All must "
             "have the same."
         )
+
+
+def check_held_out(share: float) -> None:
+    """Raise unless a share of spots can be held out."""
+    if not 0 <= share < 0.5:
+        raise InputError(f"Invalid held_out {share}. A share of 0 to below 0.5 is needed.")
 
 
 def check_numbers(

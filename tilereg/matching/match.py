@@ -9,11 +9,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tilereg.errors import InputError
 from tilereg.matching.checking import (
     FIELDS,
     check_axes,
     check_choice,
+    check_held_out,
     check_numbers,
     check_width,
 )
@@ -325,8 +325,7 @@ def _assembled(
 
 def _hold_out(count: int, share: float, seed: int) -> NDArray[np.bool_]:
     """Return which of the fixed spots only judge; none where there are few."""
-    if not 0 <= share < 0.5:
-        raise InputError(f"Invalid held_out {share}. A share of 0 to below 0.5 is needed.")
+    check_held_out(share)
     held = np.zeros(count, dtype=bool)
     if count >= _FEW and share > 0:
         number = int(np.clip(share * count, min(50, count // 5), _MOST_HELD_OUT))

@@ -15,6 +15,7 @@ from tilereg.affine import fit_affine
 from tilereg.field import cover
 from tilereg.kriging.parts import PairPart, fit_parts, plan_parts_model
 from tilereg.lattice import NormalEquations
+from tilereg.matching.pairing import GATE
 from tilereg.matching.result import Match
 from tilereg.matching.tiles import TileMatch
 from tilereg.matching.verdict import CERTAIN
@@ -32,6 +33,8 @@ Rows = NDArray[np.int64]
 _STEP, _MOST_NODES, _PAIRS_A_TILE, _NOISE, _KNOWN = 8.0, 30_000, 2000, 0.15, 0.05
 # A message names at most so many tiles; sparse ones have such a share of the usual pairs.
 _MOST_NAMED, _SPARSE = 10, 0.25
+# Deviation of pairs in the joined field over that within tiles, from which on it is told.
+_MUCH_WORSE = 1.3
 # Steps aside by which chance was measured.
 _STEPS = 6
 
@@ -107,13 +110,16 @@ def joined(
         fit_parts(partial(parts, with_held=held), model, domain, count) for held in (False, True)
     )
     pairs = _correspondences(tiles, kept, final, judge, num_moving, domain)
-    num = sum(match.num_spots for match in tiles)
-    matched = sum(match.near for match in tiles) / num
-    chance = sum(match.by_chance for match in tiles) / num
-    evidence = _evidence(tiles, chance)
+    judged = [match for match in tiles if match.is_judged]
+    # A tile without registration looks far around: what it finds there says nothing of the others.
+    good = [match for match in tiles if match.is_ok]
+    near = _is_near(pairs, tiles)
+    matched = int(near.sum()) / max(1, sum(match.num_spots for match in tiles))
+    chance = sum(m.by_chance for m in good) / sum(m.num_spots for m in good)
+    evidence = _evidence(judged, int(near[pairs.held_out].sum()), chance)
     is_ok = evidence < CERTAIN and np.linalg.det(final.affine.matrix) > 0
     num_ok = sum(match.is_ok for match in tiles)
-    sigma = _deviation(tiles)
+    sigma = _deviation(pairs)
     message = (
         f"{count} pairs in {num_ok} of {len(tiles)} tiles; {100 * matched:.0f} % of the fixed "
         f"spots have a partner, {100 * chance:.0f} % by chance (log10 of its probability "
@@ -146,7 +152,7 @@ def joined(
                 for match, status, rows in zip(tiles, statuses, kept, strict=True)
             ],
         },
-        warnings=_warnings(tiles, statuses),
+        warnings=(*_warnings(tiles, statuses), *_coarse(tiles, sigma)),
     )
 
 
@@ -180,7 +186,9 @@ def _correspondences(
     """Return the pairs of all tiles, sorted by the fixed row."""
     columns: dict[str, list[NDArray[Any]]] = {}
     ndim = len(domain[0])
-    volume = float(np.prod(np.maximum(np.subtract(domain[1], domain[0]), 1e-300)))
+    spacing = _mean([m.spacing for m in tiles], [len(m) for m in tiles])
+    # Spots may lie in a plane or on a line.
+    volume = float(np.prod(np.maximum(np.subtract(domain[1], domain[0]), spacing)))
     density = num_moving / max(1, sum(map(len, kept))) / volume
     for match, rows in zip(tiles, kept, strict=True):
         x, y, held = match.fixed[rows], match.moving[rows], match.held_out[rows]
@@ -207,17 +215,41 @@ def _correspondences(
     return every.take(np.argsort(every.fixed_index, kind="stable"))
 
 
-def _evidence(tiles: Sequence[TileMatch], chance: float) -> float:
-    """Return log10 of the probability that chance gives as many held-out spots a partner."""
-    judged = sum(match.num_judges for match in tiles)
-    near = sum(match.near_judges for match in tiles)
-    odds = min(1.0, max(chance, 0.5 / max(1, judged) / _STEPS))
-    return float(binom.logsf(near - 1, judged, odds)) / math.log(10)
+def _is_near(pairs: Correspondences, tiles: Sequence[TileMatch]) -> NDArray[np.bool_]:
+    """Tell which pairs the joined map brings within three deviations of their tile."""
+    reach = np.zeros(1 + max(match.tile.number for match in tiles))
+    for match in tiles:
+        reach[match.tile.number] = GATE * match.sigma
+    return np.asarray(pairs.residual <= reach[pairs.tile])
 
 
-def _deviation(tiles: Sequence[TileMatch]) -> float:
-    """Return the deviation of a pair an axis over all tiles."""
-    return math.sqrt(_mean([m.sigma**2 for m in tiles], [len(m) for m in tiles]))
+def _evidence(judged: Sequence[TileMatch], near: int, chance: float) -> float:
+    """Return log10 of the probability that chance gives as many held-out spots a partner.
+
+    Where none are held out, that of the best tile, paid for by their number.
+    """
+    num = sum(match.num_judges for match in judged)
+    if num == 0:
+        return min(match.evidence for match in judged) + math.log10(len(judged))
+    odds = min(1.0, max(chance, 0.5 / num / _STEPS))
+    return float(binom.logsf(near - 1, num, odds)) / math.log(10)
+
+
+def _deviation(pairs: Correspondences) -> float:
+    """Return the deviation of a pair an axis by the joined map that has not seen it, if any."""
+    judges = pairs.residual[pairs.held_out] if pairs.held_out.any() else pairs.residual
+    return _root_mean(judges) / math.sqrt(pairs.ndim)
+
+
+def _coarse(tiles: Sequence[TileMatch], sigma: float) -> tuple[str, ...]:
+    """Say where the joined field does not follow what the tiles have found."""
+    own = math.sqrt(_mean([m.sigma**2 for m in tiles], [len(m) for m in tiles]))
+    if sigma <= _MUCH_WORSE * own:
+        return ()
+    return (
+        f"Pairs are off by {sigma:.3g} um an axis in the one field through all tiles, and by "
+        f"{own:.3g} um within their tiles: the deformation is finer than the field can hold.",
+    )
 
 
 def _mean(numbers: list[float], weights: list[int]) -> float:

@@ -12,7 +12,7 @@ from scipy.spatial import cKDTree
 
 from tilereg.matching.cells import CellList
 
-__all__ = ["GATE", "MOST_BY_CHANCE", "mutual_neighbours", "pair_sigma", "wide_pairs"]
+__all__ = ["GATE", "mutual_neighbours", "pair_sigma", "wide_pairs"]
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -20,11 +20,8 @@ Rows = NDArray[np.int64]
 GATE = 3.0
 """Standard deviations, all axes together, within which mutual neighbours are a pair."""
 
-MOST_BY_CHANCE = 0.01
-"""Share of the pairs that chance may add."""
-
-# Pairs are sought this far, in spacings, where chance adds hardly any.
-_REACHES = (0.27, 0.14, 0.07)
+# Pairs are sought this far, in spacings, where chance adds no more than so many of them.
+_REACHES, _MOST_BY_CHANCE = (0.27, 0.14, 0.07), 0.01
 _ENOUGH_JUDGES = 8
 _LEAST_SIGMA = 1e-6
 # Least size of the cells in spacings: a few points each.
@@ -101,7 +98,7 @@ def wide_pairs(moved: Floats, moving: Floats, aside: Floats, near: float) -> tup
         if reach <= near:
             break
         chance = np.mean([len(mutual_neighbours(moved + a, moving, reach)[0]) for a in aside])
-        if chance <= MOST_BY_CHANCE * len(pairs[0]):
+        if chance <= _MOST_BY_CHANCE * len(pairs[0]):
             return mutual_neighbours(moved, moving, reach)
     return pairs
 

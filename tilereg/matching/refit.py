@@ -18,7 +18,7 @@ from tilereg.blas import one_thread
 from tilereg.field import fit_field
 from tilereg.kriging import Kriging, LeaveOut, bent, fit_kriging
 from tilereg.matching.growth import assign_rest, grow
-from tilereg.matching.pairing import GATE, MOST_BY_CHANCE, mutual_neighbours, wide_pairs
+from tilereg.matching.pairing import GATE, mutual_neighbours, wide_pairs
 from tilereg.matching.problem import Problem
 from tilereg.matching.transport import assign
 from tilereg.transform import Transform
@@ -41,9 +41,10 @@ _MOST_ROUNDS = 3
 # their nearest; they have where that leaves so small a share of the squared error.
 _MISSED, _NEIGHBOURS, _MUCH_LESS = 0.2, 9, 0.25
 _MOST_EXCHANGES = 20
-# Spots are assigned to where others predict them within so many spacings; an assignment is taken
-# where it leaves such a share of the loss.
-_REASSIGNED, _MEDIANS, _CLOSER = 1.5, 5.0, 0.98
+# Spots are assigned to where others predict them within so many spacings, where such a share of
+# the smaller cloud has a partner. An assignment is taken where it adds so many times as many pairs
+# as chance and others are hardly missed more, or leaves such a share of the squared misses.
+_REASSIGNED, _NEARLY_ALL, _OFTENER, _WORSE, _CLOSER = 1.5, 0.95, 5.0, 1.3, 0.98
 
 
 @dataclass(frozen=True)
@@ -172,34 +173,49 @@ def fit_all(
 
 
 def reassigned(problem: Problem, found: Refit) -> Refit:
-    """Assign all of few spots anew to where the others predict them, as long as that is better.
+    """Assign spots anew to where the others predict them, where nearly all have a partner.
 
     A field through wrong pairs goes where they say, and confirms them; the fields without each of
-    them do not. Partners are exchanged and added; a pair is given up only for another. `found`
-    holds a fit by kriging.
+    them do not. Spots that stay without a partner are given none by chance: nothing is done where
+    there are more than a few. `found` holds a fit by kriging.
     """
+    fewer = min(len(problem.fixed), len(problem.moving))
+    reach = _REASSIGNED * problem.crowding
     miss = _misses(problem, found)
-    reach = _reach(problem, found, miss)
     for _ in range(_MOST_ROUNDS):
+        if len(miss) < _NEARLY_ALL * fewer:
+            break
         ours, theirs = _assigned(problem, found, miss, reach)
         following = _of_kriging(_last(problem, ours, theirs), ours, theirs)
         missed = _misses(problem, following)
-        if _loss(problem, missed, reach) > _CLOSER * _loss(problem, miss, reach):
+        added = len(following.fixed_rows) - len(found.fixed_rows)
+        if added > 0 and added <= _OFTENER * _by_chance(problem, found, reach):
+            break
+        share = _share_of_misses(following, missed, found, miss, reach)
+        if share > (_WORSE if added > 0 else _CLOSER):
             break
         found, miss = following, missed
     return found
 
 
-def _reach(problem: Problem, found: Refit, miss: Floats) -> float:
-    """Return how far spots may be assigned: wide, where chance would not pair what is left over."""
-    moved, wide = problem.moved(found.transform), _REASSIGNED * problem.crowding
+def _by_chance(problem: Problem, found: Refit, reach: float) -> float:
+    """Return how many spots that have no partner would be given one by chance."""
+    moved = problem.moved(found.transform)
     ours = np.delete(moved, found.fixed_rows, axis=0)
     theirs = np.delete(problem.targets, found.moving_rows, axis=0)
-    # Further aside than usual: what is left over lies together, and must not meet itself.
-    chance = np.mean([len(assign(ours + 2 * step, theirs, wide)[0]) for step in problem.aside])
-    if chance <= MOST_BY_CHANCE * len(miss):
-        return wide
-    return min(wide, _MEDIANS * float(np.median(np.linalg.norm(miss, axis=1))))
+    return float(np.mean([len(assign(ours + step, theirs, reach)[0]) for step in problem.aside]))
+
+
+def _share_of_misses(
+    new: Refit, new_miss: Floats, old: Refit, old_miss: Floats, reach: float
+) -> float:
+    """Return the ratio of squared misses of the spots that have a partner before and after."""
+    _, ours, theirs = np.intersect1d(new.fixed_rows, old.fixed_rows, return_indices=True)
+    after, before = (
+        float(np.minimum((miss[rows] ** 2).sum(axis=1), reach**2).sum())
+        for miss, rows in ((new_miss, ours), (old_miss, theirs))
+    )
+    return after / max(before, 1e-300)
 
 
 def _misses(problem: Problem, found: Refit) -> Floats:
@@ -212,12 +228,6 @@ def _misses(problem: Problem, found: Refit) -> Floats:
     with one_thread():
         others = LeaveOut.of(points, bent(points, targets), fit.prior, weight)
     return fit.unit * others.residuals()
-
-
-def _loss(problem: Problem, miss: Floats, reach: float) -> float:
-    """Return the sum of squared misses, those beyond a reach and spots without a partner alike."""
-    near = np.minimum((miss**2).sum(axis=1), reach**2)
-    return float(near.sum()) + (len(problem.fixed) - len(miss)) * reach**2
 
 
 def _assigned(problem: Problem, found: Refit, miss: Floats, reach: float) -> tuple[Rows, Rows]:

@@ -23,13 +23,23 @@ from tilereg.matching.pairing import GATE, mutual_neighbours
 from tilereg.matching.problem import FEWEST_PAIRS, Found, Problem
 from tilereg.matching.verdict import Verdict, judge
 from tilereg.matching.votes import CLEAR, VOTE_CELL, Ballot
-from tilereg.spot_source import SpotPart
+from tilereg.spot_source import SpotPart, is_picked
 from tilereg.transform import Affine, Transform
 
-__all__ = ["Tile", "TileMatch", "TileOptions", "is_held_out", "match_tile", "plan_tiles"]
+__all__ = [
+    "LEAST_TILE",
+    "Tile",
+    "TileMatch",
+    "TileOptions",
+    "match_tile",
+    "plan_tiles",
+]
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
+
+LEAST_TILE = 1000
+"""Fewest spots that a tile may be asked to own."""
 
 # Of fewer spots no tile is matched on its own.
 _FEWEST_SPOTS = 30
@@ -105,8 +115,8 @@ class TileMatch:
     tile : Tile
     status : str
         'ok'; 'lost', where hardly any neighbourhood finds its like from the first map; 'no
-        registration', where chance explains the pairs; 'few spots'; 'empty', where there is no
-        fixed or no moving spot.
+        registration', where chance explains the pairs; 'few spots', where too few tell anything;
+        'empty', where there is no fixed or no moving spot.
     fixed, moving : (K, D) ndarrays, micrometre
     fixed_rows, moving_rows : (K,) ndarrays
     trust : (K,) ndarray
@@ -157,6 +167,11 @@ class TileMatch:
         """Whether the pairs are more than chance."""
         return self.status == "ok"
 
+    @property
+    def is_judged(self) -> bool:
+        """Whether its spots were compared with those of the moving cloud."""
+        return not math.isnan(self.sigma)
+
     def __len__(self) -> int:
         """Return the number of pairs."""
         return len(self.fixed_rows)
@@ -202,18 +217,6 @@ def plan_tiles(sample: Floats, count: int, most: int) -> list[Tile]:
     ]
 
 
-def is_held_out(rows: Rows, share: float, seed: int) -> NDArray[np.bool_]:
-    """Tell which rows are held out: the same ones in whatever part they are read.
-
-    By the hash of Steele, Lea & Flood, Fast splittable pseudorandom number generators (2014).
-    """
-    with np.errstate(over="ignore"):
-        z = rows.astype(np.uint64) + np.uint64(seed + 1) * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray((z ^ (z >> np.uint64(31))) < np.uint64(share * (2**64 - 1)))
-
-
 def match_tile(
     tile: Tile, fixed: SpotPart, moving: SpotPart, start: Transform, options: TileOptions
 ) -> TileMatch:
@@ -250,7 +253,7 @@ def match_tile(
         moving=unit.moving(y),
         low=unit.fixed(x.min(axis=0)[None])[0],
         high=unit.fixed(x.max(axis=0)[None])[0],
-        held=is_held_out(fixed.rows, options.held_out, options.seed),
+        held=is_picked(fixed.rows, options.held_out, options.seed),
         w=options.w,
         beta=None,
         field="auto",
@@ -311,6 +314,9 @@ def _owned(
     )
     own = tile.owns(fixed.positions)
     kept = own[pairs[0]] & is_ok
+    enough = kept.sum() >= FEWEST_PAIRS
+    status = "no registration" if not is_ok else "ok" if enough else "few spots"
+    kept &= enough
     ours, theirs = pairs[0][kept], pairs[1][kept]
     trust = problem.confidence(ours, theirs)
     rows = np.flatnonzero(own)
@@ -318,10 +324,10 @@ def _owned(
     near = cells.count_within(moved[rows], reach) > 0
     aside = [(cells.count_within(moved[rows] + a, reach) > 0).sum() for a in problem.aside]
     held = problem.held[rows]
-    enough, fit = len(ours) >= FEWEST_PAIRS, found.kriging
+    fit = found.kriging
     return TileMatch(
         tile=tile,
-        status="ok" if is_ok and enough else "no registration",
+        status=status,
         fixed=fixed.positions[ours],
         moving=moving.positions[theirs],
         fixed_rows=fixed.rows[ours],
@@ -343,7 +349,7 @@ def _owned(
     )
 
 
-def _nothing(tile: Tile, status: str, num_spots: int, seen: int) -> TileMatch:
+def _nothing(tile: Tile, status: str, num_spots: int, seen: int = 0) -> TileMatch:
     """Return a tile without pairs."""
     ndim, rows = len(tile.low), np.empty(0, dtype=np.int64)
     return TileMatch(

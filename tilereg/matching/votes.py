@@ -46,8 +46,9 @@ CLEAR = 5.0
 
 _ROUNDS = 6
 _NOISE = 0.15
-# Blocks vote again until this share of them agrees, or no more than this more do than before.
-_ALL, _MORE, _MOST_BALLOTS = 0.98, 0.01, 10
+# Blocks vote again unless this share of the clear votes agrees, until so many of all blocks do, or
+# no more than this more do than before.
+_ALL, _MORE, _MOST_BALLOTS = 0.95, 0.01, 10
 # Fewer wide blocks than this are too few to agree for all.
 _FEWEST_BLOCKS = 50
 
@@ -210,7 +211,9 @@ class Ballot:
         votes = [self.count(predict(field)).on_top_of(field) for field in starts]
         every = Votes.joined([*votes, *([] if known is None else [known])])
         field, agrees = fit_votes(every, lattice, prior)
-        share = _share(every, agrees, len(self.blocks[0]))
+        # Blocks in regions without partners have no clear vote, and need none.
+        clear = every.scores > CLEAR
+        share = _share(every, agrees, max(1, len(np.unique(every.blocks[clear]))))
         if share >= _ALL and len(self.blocks[0]) >= _FEWEST_BLOCKS:
             return field
         if self.is_part:

@@ -10,10 +10,10 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "tilereg"
 
-VOCABULARY = {"errors", "windows", "grid", "points", "transform"}
+VOCABULARY = {"errors", "windows", "grid", "points", "spot_source", "transform"}
 KERNELS = {"kernels"}
 TOP = {"cli", "__main__"}
-JOINERS = {"pipeline", "batch", "stages", "given", "registered", "plan", "steps", "demo"}
+JOINERS = {"pipeline", "batch", "stages", "given", "tiled", "registered", "plan", "steps", "demo"}
 OUTER = {"lazy", "io", "report"}
 
 # Which room may look into which; a room may always look into itself.

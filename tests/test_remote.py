@@ -8,14 +8,16 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+from distributed import Client, LocalCluster
 from scenes import RUN_FILES, read_image, rounds, voxels, write_image
 
-from tilereg import steps
+from tilereg import Spots, match_tiles, steps
 from tilereg.config import Settings
 from tilereg.errors import ImageError, OutputError
 from tilereg.io.run_folder import RunFolder
+from tilereg.io.spot_cells import sliced, write_cells
 from tilereg.io.stores import Location
-from tilereg.io.tables import read_points
+from tilereg.io.tables import read_points, write_spots
 from tilereg.lazy import volume
 from tilereg.pipeline import plan, register
 
@@ -104,6 +106,48 @@ def test_remote_failures_leave_nothing(root: str, flat_pair: tuple[str, str]) ->
     with pytest.raises(Exception, match="Too few spots"):
         register(flat_pair[0], moving, f"{root}/run")
     assert Location.of(root).listing() == ["empty.ome.zarr"]
+
+
+def test_tiles_are_read_from_where_they_lie(root: str) -> None:
+    rng = np.random.default_rng(0)
+    fixed = rng.uniform(0, 120, (6000, 2))
+    moving = fixed + [3.0, -2.0] + rng.normal(0, 0.05, fixed.shape)
+    places = []
+    for role, points in (("one", fixed), ("two", moving)):
+        places.append(f"{root}/{role}.parquet")
+        write_spots(places[-1], Spots.at(points))
+    match = match_tiles(*places, f"{root}/sorted", tile_spots=2000)
+    assert match.is_ok
+    assert len(match.details["tiles"]) == 4
+    again = match_tiles(*places, f"{root}/sorted", tile_spots=2000)
+    np.testing.assert_array_equal(match.transform(fixed), again.transform(fixed))
+    with pytest.raises(OutputError, match=r"holds 'one\.parquet'"):
+        write_cells(root, sliced(Spots.at(fixed)))
+    assert set(Location.of(root).listing()) == {"one.parquet", "two.parquet", "sorted"}
+
+
+@pytest.fixture
+def workers_with_s3(_s3: None) -> Iterator[Client]:
+    """Return a client of workers that know the S3 server."""
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0"
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+def test_workers_read_their_tiles_from_s3(workers_with_s3: Client, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    fixed = rng.uniform(0, 60, (4000, 2))
+    moving = fixed + [3.0, -2.0] + rng.normal(0, 0.02, fixed.shape)
+    clouds = Spots.at(fixed), Spots.at(moving)
+    place = f"s3://rounds/{tmp_path.name}/cells"
+    found = match_tiles(*clouds, place, tile_spots=2000, client=workers_with_s3)
+    here = match_tiles(*clouds, tmp_path / "cells", tile_spots=2000)
+    assert found.is_ok
+    np.testing.assert_array_equal(found.transform(fixed), here.transform(fixed))
 
 
 @pytest.mark.usefixtures("_s3")

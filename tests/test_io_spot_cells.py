@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tilereg import InputError, OutputError, Spots, spot_source
 from tilereg.io import spot_cells
-from tilereg.io.spot_cells import open_cells, sliced, write_cells
+from tilereg.io.spot_cells import sliced, write_cells
 from tilereg.io.tables import iter_spots, write_spots
 from tilereg.spot_source import ArraySource, SpotPart
 
@@ -51,9 +51,7 @@ def test_a_box_holds_what_lies_in_it(ndim: int, flat: bool, tmp_path: Path) -> N
     written = write_cells(str(tmp_path / "cells"), sliced(spots))
     assert np.prod(written.shape) > 20
     assert max(map(len, written.files.values())) > 1
-    found = open_cells(str(tmp_path / "cells"))
-    assert found is not None
-    cells, plain = pickle.loads(pickle.dumps(found)), ArraySource(spots)
+    cells, plain = pickle.loads(pickle.dumps(written)), ArraySource(spots)
     assert cells.count == plain.count == 3000
     np.testing.assert_array_equal(cells.bounds, plain.bounds)
     rng = np.random.default_rng(1)
@@ -89,17 +87,13 @@ def test_the_sample_is_spread_as_all_are(tmp_path: Path, monkeypatch: pytest.Mon
     assert part.weight is None
 
 
-def test_what_was_there_is_replaced_and_what_is_unfinished_is_not_opened(tmp_path: Path) -> None:
+def test_what_was_there_is_replaced(tmp_path: Path) -> None:
     place = str(tmp_path / "cells")
     write_cells(place, sliced(scattered(3)))
     few = scattered(3).take(np.arange(100))
-    assert write_cells(place, sliced(few)).count == 100
-    found = open_cells(place)
-    assert found is not None
-    assert found.count == 100
-    (tmp_path / "cells" / "cells.json").unlink()
-    assert open_cells(place) is None
-    assert open_cells(str(tmp_path / "nowhere")) is None
+    cells = write_cells(place, sliced(few))
+    assert cells.count == len(cells.sample()) == 100
+    assert len(list((tmp_path / "cells").iterdir())) == 2 + sum(map(len, cells.files.values()))
 
 
 def test_what_is_no_spots_is_never_removed(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ A folder of Parquet files, a few a cell, and ``cells.json``, which is written la
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from tilereg.io.stores import Location
 from tilereg.points import Spots
 from tilereg.spot_source import SAMPLED, SpotPart, is_picked
 
-__all__ = ["SpotCells", "open_cells", "sliced", "write_cells"]
+__all__ = ["SpotCells", "sliced", "write_cells"]
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -146,23 +145,6 @@ def write_cells(location: str, parts: Callable[[], Iterable[Spots]]) -> SpotCell
         },
     )
     return cells
-
-
-def open_cells(location: str) -> SpotCells | None:
-    """Return what `write_cells` has written, None where it was not finished."""
-    folder = Location.of(location)
-    text = folder.read_text(INDEX)
-    if text is None:
-        return None
-    told = json.loads(text)
-    return SpotCells(
-        location=folder,
-        count=told["count"],
-        low=tuple(told["low"]),
-        high=tuple(told["high"]),
-        shape=tuple(told["shape"]),
-        files={int(cell): names for cell, names in told["files"].items()},
-    )
 
 
 def _clear(folder: Location) -> None:

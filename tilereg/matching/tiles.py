@@ -126,8 +126,8 @@ class TileMatch:
     held_out : (K,) bool ndarray
     num_spots, num_judges : int
         Fixed spots of the core, and those of them that are held out.
-    near, near_judges : int
-        How many of them have a moving spot within three deviations.
+    near : int
+        How many of the former have a moving spot within three deviations.
     by_chance : float
         How many would, if all were moved aside.
     sigma, spacing : float, micrometre
@@ -153,7 +153,6 @@ class TileMatch:
     num_spots: int = 0
     num_judges: int = 0
     near: int = 0
-    near_judges: int = 0
     by_chance: float = 0.0
     sigma: float = math.nan
     spacing: float = math.nan
@@ -338,7 +337,6 @@ def _owned(
         num_spots=len(rows),
         num_judges=int(held.sum()),
         near=int(near.sum()),
-        near_judges=int(near[held].sum()),
         by_chance=float(np.mean(aside)),
         sigma=unit.scale * found.sigma,
         spacing=unit.scale,
